@@ -1,0 +1,1 @@
+//! The engine of itpipe: a small, ML-free build system. The modules are described in DESIGN.md.
