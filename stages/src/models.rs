@@ -1,0 +1,192 @@
+//! Every model as: inputs -> features `h` -> linear head -> logits, with parameters named as in the published PyTorch
+//! checkpoints. Knows shapes and names, not losses, data sets or how training goes.
+
+pub mod checkpoint;
+pub mod head;
+
+use crate::nn::cpu::Cpu;
+use crate::rng::Stream;
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
+
+use head::Head;
+
+/// Which model: the `model` param of a training stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "family", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ModelParams {
+    /// Logits are a linear function of the flattened input (channel first, as PyTorch flattens).
+    Linear {
+        #[serde(default)]
+        head: HeadInit,
+    },
+}
+
+/// How the linear head starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadInit {
+    /// Weight and bias uniform in ±1/√(inputs), as `torch.nn.Linear`.
+    #[default]
+    Pytorch,
+    /// Kaiming normal weight (standard deviation √(2/inputs)) and PyTorch's bias, as the imbalanced-CIFAR reference code.
+    Kaiming,
+    /// All zero.
+    Zero,
+}
+
+/// What the model sees and says: `classes` logits for images of `height` × `width` × `channels`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub classes: usize,
+    pub channels: usize,
+    pub height: usize,
+    pub width: usize,
+}
+
+/// Gives a parameter, by its published name, its stream of random numbers. Called once for a parameter that needs any;
+/// streams keyed by the name make a parameter's start independent of the others.
+pub type Init<'a> = dyn FnMut(&str) -> Stream + 'a;
+
+/// Parameters and buffers under construction, in their published order.
+pub struct Builder<'a> {
+    pub init: &'a mut Init<'a>,
+    pub parameters: Vec<(String, Var)>,
+    pub buffers: Vec<(String, Var)>,
+}
+
+impl Builder<'_> {
+    /// A trainable tensor with the given values.
+    pub fn parameter(&mut self, name: String, shape: &[usize], values: Vec<f32>) -> Result<Var> {
+        let var = Var::from_vec(values, shape, &Device::Cpu)?;
+        self.parameters.push((name, var.clone()));
+        Ok(var)
+    }
+
+    /// Normal numbers times `deviation`.
+    pub fn normal(&mut self, name: String, shape: &[usize], deviation: f64) -> Result<Var> {
+        let values = (self.init)(&name).normals(shape.iter().product(), 0.0, deviation);
+        self.parameter(name, shape, values)
+    }
+
+    /// Uniform in ±`bound`.
+    pub fn uniform(&mut self, name: String, shape: &[usize], bound: f64) -> Result<Var> {
+        let values = (self.init)(&name).uniforms(shape.iter().product(), -bound, bound);
+        self.parameter(name, shape, values)
+    }
+
+    pub fn constant(&mut self, name: String, shape: &[usize], value: f32) -> Result<Var> {
+        self.parameter(name, shape, vec![value; shape.iter().product()])
+    }
+
+    /// State that is saved but not trained.
+    pub fn buffer(&mut self, name: String, start: &Tensor) -> Result<Var> {
+        let var = Var::from_tensor(start)?;
+        self.buffers.push((name, var.clone()));
+        Ok(var)
+    }
+}
+
+/// The part below the head.
+enum Body {
+    /// NHWC to channel-first rows, as PyTorch's `flatten(1)` orders them.
+    Flatten,
+}
+
+/// A trainable model on the CPU in float32.
+pub struct Model {
+    shape: Shape,
+    body: Body,
+    head: Head,
+    parameters: Vec<(String, Var)>,
+    buffers: Vec<(String, Var)>,
+}
+
+/// Builds a model with fresh parameters drawn from `init`.
+///
+/// Errors: a depth or size that the family does not have.
+pub fn build(params: &ModelParams, shape: Shape, cpu: Cpu, init: &mut Init<'_>) -> Result<Model> {
+    ensure!(
+        shape.classes >= 2 && shape.channels > 0 && shape.height > 0 && shape.width > 0,
+        "model: {shape:?}: needs at least two classes and a non-empty image"
+    );
+    let _ = &cpu;
+    let mut give = |name: &str| init(name);
+    let mut builder = Builder { init: &mut give, parameters: vec![], buffers: vec![] };
+    let (body, head) = match params {
+        ModelParams::Linear { head } => {
+            let inputs = shape.channels * shape.height * shape.width;
+            (Body::Flatten, Head::new(&mut builder, "linear", inputs, shape.classes, *head)?)
+        }
+    };
+    let Builder { parameters, buffers, .. } = builder;
+    Ok(Model { shape, body, head, parameters, buffers })
+}
+
+impl Model {
+    /// Logits [N, classes] of images [N, H, W, C] (float32, normalised). With `train`, batch statistics are used and the
+    /// running ones updated; the result carries gradients to [`Model::parameters`] either way.
+    ///
+    /// Errors: a tensor of another shape or type.
+    pub fn forward(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        self.head.forward(&self.features(images, train)?)
+    }
+
+    /// The last hidden layer `h` [N, features]: what the head's rows are multiplied with.
+    pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        let Shape { channels, height, width, .. } = self.shape;
+        let dims = images.dims();
+        ensure!(
+            images.dtype() == DType::F32 && dims.len() == 4 && dims[1..] == [height, width, channels],
+            "model: input: {:?} {dims:?}, expected F32 [N, {height}, {width}, {channels}]",
+            images.dtype()
+        );
+        let _ = train;
+        match &self.body {
+            Body::Flatten => Ok(images.permute((0, 3, 1, 2))?.flatten_from(1)?),
+        }
+    }
+
+    /// Logits of given features.
+    pub fn logits(&self, features: &Tensor) -> Result<Tensor> {
+        self.head.forward(features)
+    }
+
+    /// The head's weight [classes, features]: row k is class k's classifier.
+    pub fn classifier(&self) -> &Var {
+        &self.head.weight
+    }
+
+    /// What is trained, in the published order (that of `torch.nn.Module.parameters`), under published names.
+    pub fn parameters(&self) -> &[(String, Var)] {
+        &self.parameters
+    }
+
+    /// What is saved but not trained: the running statistics of batch norm.
+    pub fn buffers(&self) -> &[(String, Var)] {
+        &self.buffers
+    }
+
+    /// Parameters and buffers as the published checkpoint holds them (convolutions OIHW), in order.
+    pub fn to_published(&self) -> Vec<(String, Tensor)> {
+        self.parameters
+            .iter()
+            .chain(&self.buffers)
+            .map(|(n, v)| (n.clone(), v.as_detached_tensor()))
+            .collect()
+    }
+
+    /// Writes [`Model::to_published`] as safetensors.
+    pub fn save_published(&self, path: &std::path::Path) -> Result<()> {
+        checkpoint::save(&self.to_published(), path)
+    }
+
+    /// Reads a published checkpoint: keys and shapes must be equal both ways.
+    ///
+    /// Errors: every missing key, unknown key and differing shape, in one message; then nothing was changed.
+    pub fn load_published(&self, path: &std::path::Path) -> Result<()> {
+        let all: Vec<_> = self.parameters.iter().chain(&self.buffers).collect();
+        checkpoint::load(&all, path)
+    }
+}
