@@ -1,5 +1,8 @@
-//! The library half of the stages: tests and benches use the same modules as the program.
+//! The stages of the pipeline: each reads a `job.json` and writes one output folder. Knows tensors, data sets, tables
+//! and figures; knows no cache, no digest of the engine, no graph.
 
+pub mod identity;
+pub mod job;
 pub mod models;
 pub mod nn;
 pub mod rng;

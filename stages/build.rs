@@ -1,0 +1,100 @@
+//! Bakes into the program what compiled it: the compiler, the target, the features, the profile and a digest of the
+//! locked dependencies. `stages identity` prints it; its text is part of the key of every stage of ours.
+
+use std::path::Path;
+use std::process::Command;
+use std::{env, fs};
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=../Cargo.lock");
+    println!("cargo::rerun-if-env-changed=RUSTC");
+    let variable = |name: &str| env::var(name).unwrap_or_default();
+    let rustc = Command::new(variable("RUSTC")).arg("-Vv").output();
+    let rustc = rustc.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    // Only the lines that tell one compiler from another; the rest names the machine's LLVM build and host.
+    let line =
+        |name: &str| rustc.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("unknown").trim().to_string();
+    set("IT_RUSTC", &format!("{} {}", line("release:"), line("commit-hash:")));
+    set("IT_TARGET", &variable("TARGET"));
+    set("IT_TARGET_FEATURES", &variable("CARGO_CFG_TARGET_FEATURE"));
+    set("IT_PROFILE", &variable("PROFILE"));
+    set("IT_OPT_LEVEL", &variable("OPT_LEVEL"));
+    set("IT_RUSTFLAGS", &variable("CARGO_ENCODED_RUSTFLAGS").replace('\u{1f}', " "));
+    let mut features: Vec<String> = env::vars()
+        .filter_map(|(name, _)| {
+            name.strip_prefix("CARGO_FEATURE_").map(|f| f.to_lowercase().replace('_', "-"))
+        })
+        .collect();
+    features.sort();
+    set("IT_FEATURES", &features.join(","));
+    let lock = fs::read_to_string(Path::new(&variable("CARGO_MANIFEST_DIR")).join("../Cargo.lock"));
+    set("IT_DEPENDENCIES", &closure(&lock.unwrap_or_default(), "stages"));
+}
+
+fn set(name: &str, value: &str) {
+    println!("cargo::rustc-env={name}={value}");
+}
+
+/// The packages that `root` needs, one `name version checksum` a package, joined by `;`. Other members of the
+/// workspace and what only they need are left out, so that a dependency of the engine retrains nothing.
+fn closure(lock: &str, root: &str) -> String {
+    struct Package {
+        name: String,
+        version: String,
+        checksum: String,
+        needs: Vec<String>,
+    }
+    let mut packages: Vec<Package> = Vec::new();
+    let mut in_needs = false;
+    for line in lock.lines().map(str::trim) {
+        let value = |prefix: &str| {
+            line.strip_prefix(prefix)
+                .and_then(|l| l.strip_prefix(" = "))
+                .map(|v| v.trim_matches('"').to_string())
+        };
+        if line == "[[package]]" {
+            let empty = String::new;
+            packages.push(Package { name: empty(), version: empty(), checksum: empty(), needs: Vec::new() });
+        }
+        let Some(package) = packages.last_mut() else { continue };
+        if in_needs {
+            in_needs = line != "]";
+            if in_needs {
+                package.needs.push(line.trim_end_matches(',').trim_matches('"').to_string());
+            }
+        } else if let Some(v) = value("name") {
+            package.name = v;
+        } else if let Some(v) = value("version") {
+            package.version = v;
+        } else if let Some(v) = value("checksum") {
+            package.checksum = v;
+        } else if line == "dependencies = [" {
+            in_needs = true;
+        }
+    }
+    // A need is written `name`, `name version` or `name version (source)`, as much as makes it unambiguous.
+    let find = |need: &str| {
+        let mut words = need.split(' ');
+        let (name, version) = (words.next().unwrap_or_default(), words.next());
+        packages.iter().position(|p| p.name == name && version.is_none_or(|v| p.version == v))
+    };
+    let mut seen: Vec<usize> = find(root).into_iter().collect();
+    let mut next = 0;
+    while next < seen.len() {
+        for found in packages[seen[next]].needs.iter().filter_map(|need| find(need)) {
+            if !seen.contains(&found) {
+                seen.push(found);
+            }
+        }
+        next += 1;
+    }
+    let mut lines: Vec<String> = seen
+        .iter()
+        .map(|&i| &packages[i])
+        .filter(|p| p.name != root)
+        .map(|p| format!("{} {} {}", p.name, p.version, p.checksum))
+        .collect();
+    lines.sort();
+    lines.join(";")
+}
