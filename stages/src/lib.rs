@@ -3,6 +3,8 @@
 
 pub mod identity;
 pub mod job;
+pub mod loss;
+pub mod method;
 pub mod models;
 pub mod nn;
 pub mod rng;
