@@ -1,0 +1,191 @@
+//! Are the store's bytes what their names say?
+
+use std::fs::{self, File};
+use std::io;
+
+use rayon::prelude::*;
+
+use super::{Result, Store, StoreError};
+use crate::digest::{self, Digest};
+use crate::stat::{Record, Stat, now};
+use crate::tree::Tree;
+
+/// What the store can say of one blob.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Blob {
+    Good,
+    Missing,
+    Bad,
+}
+
+/// Whether everything of a tree can be served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Complete {
+    /// All blobs are there and good.
+    Whole,
+    /// This blob is not there; `path` is empty for the tree itself.
+    Missing { path: String, digest: Digest },
+    /// This blob's bytes were damaged; it is in quarantine now.
+    Damaged { path: String, digest: Digest },
+}
+
+/// What [`Store::verify_all`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Verified {
+    pub blobs: u64,
+    pub bytes: u64,
+    /// Bad blobs, now in quarantine.
+    pub bad: Vec<Digest>,
+    /// Files among the blobs that are no blobs.
+    pub strange: Vec<std::path::PathBuf>,
+}
+
+impl Store {
+    /// Whether the store can serve the whole tree: all blobs are there, and each was not touched since its bytes were
+    /// known to be good, or its bytes are read again now. A bad one is quarantined.
+    pub fn complete(&self, tree: &Digest) -> bool {
+        matches!(self.completeness(tree), Ok(Complete::Whole))
+    }
+
+    /// The same with the first blob that is missing or bad.
+    pub fn completeness(&self, tree: &Digest) -> Result<Complete> {
+        let bytes = match self.bytes(tree) {
+            Ok(bytes) => bytes,
+            Err(StoreError::Absent { digest }) => {
+                return Ok(Complete::Missing { path: String::new(), digest });
+            }
+            Err(StoreError::Damaged { digest }) => {
+                return Ok(Complete::Damaged { path: String::new(), digest });
+            }
+            Err(error) => return Err(error),
+        };
+        self.completeness_of(&Tree::decode(&bytes)?)
+    }
+
+    /// The same for the blobs of a tree (or part of one) at hand.
+    pub fn completeness_of(&self, tree: &Tree) -> Result<Complete> {
+        let files: Vec<_> = tree.files().collect();
+        let look = |(path, digest, size, _): &(&str, Digest, u64, bool)| {
+            Ok(match self.check(digest, Some(*size))? {
+                Blob::Good => None,
+                Blob::Missing => Some(Complete::Missing { path: path.to_string(), digest: *digest }),
+                Blob::Bad => Some(Complete::Damaged { path: path.to_string(), digest: *digest }),
+            })
+        };
+        let first = match files.len() {
+            ..64 => files.iter().map(look).find_map(Result::transpose),
+            _ => files.par_iter().with_min_len(64).map(look).find_map_any(Result::transpose),
+        };
+        // What was read again is remembered; a memory that cannot be kept is no error.
+        let _ = self.stats.save();
+        first.unwrap_or(Ok(Complete::Whole))
+    }
+
+    /// Looks at one blob, and reads its bytes unless its stat vouches for them.
+    pub(super) fn check(&self, digest: &Digest, size: Option<u64>) -> Result<Blob> {
+        let path = self.blob_path(digest);
+        let stat = match Stat::at(&path) {
+            Ok(stat) => stat,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Blob::Missing),
+            Err(error) => return Err(StoreError::io(&path, "looking")(error)),
+        };
+        if self.vouched(digest, &stat) && size.is_none_or(|size| size == stat.size) {
+            return Ok(Blob::Good);
+        }
+        let _lock = self.locked(digest);
+        // Another process may have linked it and said so.
+        self.stats.refresh();
+        self.reread(digest)
+    }
+
+    pub(super) fn vouched(&self, digest: &Digest, stat: &Stat) -> bool {
+        self.stats.get(digest.as_bytes()).is_some_and(|record| record.holds_blob(stat))
+    }
+
+    /// Reads a blob's bytes unless its stat vouches for them; the caller holds its lock.
+    pub(super) fn reread(&self, digest: &Digest) -> Result<Blob> {
+        let path = self.blob_path(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Blob::Missing),
+            Err(error) => return Err(StoreError::io(&path, "reading")(error)),
+        };
+        let before = Stat::of(&file).map_err(StoreError::io(&path, "reading"))?;
+        if self.vouched(digest, &before) {
+            return Ok(Blob::Good);
+        }
+        let read_at = now();
+        let found = digest::open_file(&file, before.size).map_err(StoreError::io(&path, "reading"))?;
+        if found != *digest {
+            self.quarantine(digest);
+            return Ok(Blob::Bad);
+        }
+        let stat = Stat::of(&file).map_err(StoreError::io(&path, "reading"))?;
+        if stat.same_but_ctime(&before) {
+            self.stats.put(&[Record { key: *digest.as_bytes(), digest: *digest, stat, read_at }]);
+        }
+        Ok(Blob::Good)
+    }
+
+    /// Reads every blob, whatever its stat says. `progress` hears the blobs and bytes done so far, and may be called
+    /// from several threads.
+    pub fn verify_all(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Verified> {
+        use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+        let (blobs, strange) = self.blobs()?;
+        let (done, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        let look = |digest: &Digest| {
+            let path = self.blob_path(digest);
+            let _lock = self.locked(digest);
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(StoreError::io(&path, "reading")(error)),
+            };
+            let error = |e| StoreError::io(&path, "reading")(e);
+            let before = Stat::of(&file).map_err(error)?;
+            let read_at = now();
+            let good = digest::open_file(&file, before.size).map_err(error)? == *digest;
+            match good {
+                true => self.record(digest, Stat::of(&file).map_err(error)?, read_at),
+                false => self.quarantine(digest),
+            }
+            let size = before.size;
+            progress(done.fetch_add(1, Relaxed) + 1, bytes.fetch_add(size, Relaxed) + size);
+            Ok((!good).then_some(*digest))
+        };
+        let bad: Vec<Option<Digest>> = blobs.par_iter().map(look).collect::<Result<_>>()?;
+        let _ = self.stats.save();
+        let bad = bad.into_iter().flatten().collect();
+        Ok(Verified { blobs: done.into_inner(), bytes: bytes.into_inner(), bad, strange })
+    }
+
+    /// All blobs, and the files among them that are none.
+    pub(crate) fn blobs(&self) -> Result<(Vec<Digest>, Vec<std::path::PathBuf>)> {
+        let root = self.cache.join("blobs");
+        let (mut blobs, mut strange) = (Vec::new(), Vec::new());
+        for entry in walkdir::WalkDir::new(&root).min_depth(1).sort_by_file_name() {
+            let entry = entry.map_err(|e| StoreError::io(&root, "listing")(e.into()))?;
+            if entry.depth() == 1 && entry.file_type().is_dir() {
+                continue;
+            }
+            let hex =
+                entry.path().strip_prefix(&root).ok().and_then(|p| p.to_str()).map(|p| p.replace('/', ""));
+            match hex.and_then(|hex| Digest::from_hex(hex.as_bytes())) {
+                Some(digest) if entry.depth() == 2 && entry.file_type().is_file() => blobs.push(digest),
+                _ => strange.push(entry.into_path()),
+            }
+        }
+        Ok((blobs, strange))
+    }
+
+    /// Removes a blob; for gc.
+    pub(crate) fn remove(&self, digest: &Digest) -> Result<()> {
+        let path = self.blob_path(digest);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(StoreError::io(&path, "removing")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Digests of the repository's files, computed once: by path, as long as their stat holds. Knows no store.
+
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use rayon::prelude::*;
+use rustix::fs::FileType;
+
+use crate::digest::{self, Digest};
+use crate::stat::{Nanos, Record, Stat, Table, now};
+use crate::tree::{Entry, Sub, Tree, TreeError, What};
+use crate::walk::{self, Found, Kind};
+
+/// Remembered digests of files outside the store. Safe to share between threads; processes share it through its file.
+pub struct StatCache {
+    table: Table,
+    /// Paths below it are remembered relative to it, so that a moved repository keeps what it knows.
+    root: PathBuf,
+}
+
+impl StatCache {
+    /// Opens `stat/files` in the cache folder; a missing one is empty.
+    pub fn open(cache: &Path) -> io::Result<StatCache> {
+        let cache = std::path::absolute(cache)?;
+        let root = cache.parent().unwrap_or(&cache).to_path_buf();
+        Ok(StatCache { table: Table::open(&cache.join("stat/files")), root })
+    }
+
+    /// The digest of a file's bytes; follows symlinks.
+    pub fn file(&self, path: &Path) -> io::Result<Digest> {
+        let stat = Stat::at(path)?;
+        let (digest, record) = self.read(path, &stat)?;
+        self.table.put(record.as_slice());
+        Ok(digest)
+    }
+
+    /// The identity of a file or folder below `root`: what [`Sub::digest`] says of it. `rel` itself may be a symlink.
+    pub fn path(&self, root: &Path, rel: &str) -> Result<Digest, TreeError> {
+        Ok(self.look(&root.join(rel))?.digest())
+    }
+
+    /// The content of a file or folder, digests taken from the cache where they hold.
+    pub fn look(&self, path: &Path) -> Result<Sub, TreeError> {
+        Ok(self.observe(path)?.0)
+    }
+
+    /// Looks at the inputs of a stage, to be looked at again after it: see [`Snapshot::changed`].
+    pub fn snapshot<P: AsRef<Path>>(&self, paths: &[P]) -> Result<Snapshot<'_>, TreeError> {
+        let mut seen = Vec::with_capacity(paths.len());
+        for path in paths {
+            let taken = now();
+            let (sub, stats) = self.observe(path.as_ref())?;
+            seen.push(Seen { path: path.as_ref().to_path_buf(), digest: sub.digest(), sub, stats, taken });
+        }
+        Ok(Snapshot { cache: self, seen })
+    }
+
+    /// Writes what is new. A cache that cannot be written only costs time, so the caller may ignore the error.
+    pub fn save(&self) -> io::Result<()> {
+        self.table.save()
+    }
+
+    fn observe(&self, path: &Path) -> Result<(Sub, Vec<Stat>), TreeError> {
+        let error = || TreeError::io(path);
+        if walk::is_folder(path)? {
+            let found = walk::list(path)?;
+            let stats = found.iter().map(|found| found.stat).collect();
+            return Ok((Sub::Folder(self.tree(path, found)?), stats));
+        }
+        let raw = rustix::fs::stat(path).map_err(|e| error()(e.into()))?;
+        let stat = Stat::new(&raw);
+        let (digest, record) = self.read(path, &stat).map_err(error())?;
+        self.table.put(record.as_slice());
+        let executable =
+            FileType::from_raw_mode(raw.st_mode) == FileType::RegularFile && raw.st_mode & 0o100 != 0;
+        Ok((Sub::File { digest, size: stat.size, executable }, vec![stat]))
+    }
+
+    fn tree(&self, root: &Path, found: Vec<Found>) -> Result<Tree, TreeError> {
+        let look = |found: Found| {
+            let mut record = None;
+            let what = match found.kind {
+                Kind::File { executable } => {
+                    let path = root.join(&found.path);
+                    let digest;
+                    (digest, record) = self.read(&path, &found.stat).map_err(TreeError::io(&path))?;
+                    What::File { digest, size: found.stat.size, executable }
+                }
+                Kind::Symlink { target } => What::Symlink { target },
+                Kind::EmptyFolder => What::Folder,
+            };
+            Ok((Entry { path: found.path, what }, record))
+        };
+        let (entries, records): (Vec<_>, Vec<_>) = found
+            .into_par_iter()
+            .with_min_len(64)
+            .map(look)
+            .collect::<Result<Vec<_>, TreeError>>()?
+            .into_iter()
+            .unzip();
+        let records: Vec<Record> = records.into_iter().flatten().collect();
+        self.table.put(&records);
+        Ok(Tree::new(entries))
+    }
+
+    /// The digest, and a record where there is something new to remember.
+    fn read(&self, path: &Path, stat: &Stat) -> io::Result<(Digest, Option<Record>)> {
+        let key = self.key(path)?;
+        if let Some(record) = self.table.get(&key) {
+            if record.holds(stat) {
+                return Ok((record.digest, None));
+            }
+        }
+        let read_at = now();
+        let file = std::fs::File::open(path)?;
+        let before = Stat::of(&file)?;
+        let digest = digest::open_file(&file, before.size)?;
+        let after = Stat::of(&file)?;
+        // A file that changes while it is read gets the digest that was read, and is not remembered.
+        let record = (before == after).then_some(Record { key, digest, stat: after, read_at });
+        Ok((digest, record))
+    }
+
+    fn key(&self, path: &Path) -> io::Result<[u8; 32]> {
+        use std::os::unix::ffi::OsStrExt;
+        let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+        let absolute;
+        let path = if plain {
+            path
+        } else {
+            absolute = std::path::absolute(path)?;
+            &absolute
+        };
+        let (tag, path) = match path.strip_prefix(&self.root) {
+            Ok(below) => (b'r', below),
+            Err(_) => (b'a', path),
+        };
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&[tag]).update(path.as_os_str().as_bytes());
+        Ok(hasher.finalize().into())
+    }
+}
+
+/// The inputs of a stage as they were when its key was computed.
+pub struct Snapshot<'a> {
+    cache: &'a StatCache,
+    seen: Vec<Seen>,
+}
+
+struct Seen {
+    path: PathBuf,
+    digest: Digest,
+    sub: Sub,
+    stats: Vec<Stat>,
+    taken: Nanos,
+}
+
+impl Snapshot<'_> {
+    /// The identities, in the order of the paths.
+    pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
+        self.seen.iter().map(|seen| seen.digest)
+    }
+
+    /// The paths whose content is no longer what it was, file by file; a path that cannot be read any more counts as
+    /// changed. A file that was only touched is read again and does not count.
+    pub fn changed(&self) -> Vec<PathBuf> {
+        self.seen.iter().flat_map(|seen| seen.changed(self.cache)).collect()
+    }
+}
+
+impl Seen {
+    fn changed(&self, cache: &StatCache) -> Vec<PathBuf> {
+        if self.stats.iter().all(|stat| stat.settled(self.taken)) {
+            if let Ok(false) = self.touched() {
+                return Vec::new();
+            }
+        }
+        match cache.look(&self.path) {
+            Ok(sub) if sub.digest() == self.digest => Vec::new(),
+            Ok(Sub::Folder(now)) => match &self.sub {
+                Sub::Folder(then) => {
+                    differences(then, &now).into_iter().map(|rel| self.path.join(rel)).collect()
+                }
+                Sub::File { .. } => vec![self.path.clone()],
+            },
+            _ => vec![self.path.clone()],
+        }
+    }
+
+    /// Whether any stat differs, without reading a file.
+    fn touched(&self) -> Result<bool, TreeError> {
+        let Sub::Folder(tree) = &self.sub else {
+            return Ok(Stat::at(&self.path).map_err(TreeError::io(&self.path))? != self.stats[0]);
+        };
+        let found = walk::list(&self.path)?;
+        let same = found.len() == self.stats.len()
+            && found
+                .iter()
+                .zip(&self.stats)
+                .zip(tree.entries())
+                .all(|((found, stat), entry)| found.stat == *stat && found.path == entry.path);
+        Ok(!same)
+    }
+}
+
+/// The paths that differ between two trees.
+pub fn differences(a: &Tree, b: &Tree) -> Vec<String> {
+    let (mut a, mut b) = (a.entries().iter().peekable(), b.entries().iter().peekable());
+    let mut out = Vec::new();
+    loop {
+        let path = match (a.peek(), b.peek()) {
+            (None, None) => return out,
+            (Some(x), Some(y)) if x == y => None,
+            (Some(x), Some(y)) => {
+                Some(if x.path.as_bytes() <= y.path.as_bytes() { &x.path } else { &y.path })
+            }
+            (Some(x), None) => Some(&x.path),
+            (None, Some(y)) => Some(&y.path),
+        };
+        let Some(path) = path else {
+            a.next();
+            b.next();
+            continue;
+        };
+        a.next_if(|x| x.path == *path);
+        b.next_if(|y| y.path == *path);
+        out.push(path.clone());
+    }
+}
