@@ -7,4 +7,6 @@ pub mod loss;
 pub mod method;
 pub mod models;
 pub mod nn;
+pub mod optim;
 pub mod rng;
+pub mod schedule;

@@ -1,0 +1,340 @@
+//! SGD and AdamW as PyTorch's, with parameter groups, and clipping by the global norm. Knows named parameters and their
+//! gradients; knows no model, no loss and no schedule.
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Storage, Tensor, Var};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// Which optimiser: the `optimizer` param.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum OptimizerParams {
+    /// `torch.optim.SGD`; the decay is L2, added to the gradient of every parameter.
+    Sgd {
+        #[serde(default)]
+        momentum: f64,
+        #[serde(default)]
+        weight_decay: f64,
+        #[serde(default)]
+        nesterov: bool,
+        #[serde(default)]
+        groups: Vec<Group>,
+    },
+    /// `torch.optim.AdamW`; the decay is decoupled.
+    Adamw {
+        #[serde(default = "beta1")]
+        beta1: f64,
+        #[serde(default = "beta2")]
+        beta2: f64,
+        #[serde(default = "epsilon")]
+        epsilon: f64,
+        #[serde(default)]
+        weight_decay: f64,
+        #[serde(default)]
+        groups: Vec<Group>,
+    },
+}
+
+/// Parameters treated apart: those whose name contains one of `names`; the first group that fits counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    pub names: Vec<String>,
+    /// Instead of the optimiser's.
+    #[serde(default)]
+    pub weight_decay: Option<f64>,
+    /// The rate is multiplied by it.
+    #[serde(default = "one")]
+    pub rate_factor: f64,
+}
+
+fn beta1() -> f64 {
+    0.9
+}
+fn beta2() -> f64 {
+    0.999
+}
+fn epsilon() -> f64 {
+    1e-8
+}
+fn one() -> f64 {
+    1.0
+}
+
+struct Parameter {
+    name: String,
+    var: Var,
+    decay: f64,
+    factor: f64,
+    /// Momentum, or AdamW's two moments; empty for plain SGD.
+    state: Vec<Var>,
+}
+
+/// An optimiser over named float32 parameters.
+pub struct Optimizer {
+    params: OptimizerParams,
+    parameters: Vec<Parameter>,
+    /// How many steps were made.
+    steps: u64,
+}
+
+impl Optimizer {
+    /// Errors: Nesterov without momentum, a value out of its range, a group that fits no parameter.
+    pub fn new(params: &OptimizerParams, parameters: &[(String, Var)]) -> Result<Optimizer> {
+        let (decay, groups, states) = match params {
+            OptimizerParams::Sgd { momentum, weight_decay, nesterov, groups } => {
+                ensure!((0.0..1.0).contains(momentum), "optimizer.momentum: {momentum}: must be in [0, 1)");
+                ensure!(!nesterov || *momentum > 0.0, "optimizer.nesterov: needs a momentum above 0");
+                (*weight_decay, groups, usize::from(*momentum > 0.0))
+            }
+            OptimizerParams::Adamw { beta1, beta2, epsilon, weight_decay, groups } => {
+                for (name, beta) in [("beta1", beta1), ("beta2", beta2)] {
+                    ensure!((0.0..1.0).contains(beta), "optimizer.{name}: {beta}: must be in [0, 1)");
+                }
+                ensure!(*epsilon >= 0.0, "optimizer.epsilon: {epsilon}: must be at least 0");
+                (*weight_decay, groups, 2)
+            }
+        };
+        ensure!(
+            decay.is_finite() && decay >= 0.0,
+            "optimizer.weight_decay: {decay}: must be finite, at least 0"
+        );
+        let fits = |group: &Group, name: &str| group.names.iter().any(|part| name.contains(part.as_str()));
+        for group in groups {
+            if !parameters.iter().any(|(name, _)| fits(group, name)) {
+                bail!("optimizer.groups: {:?}: no parameter's name contains one of these", group.names);
+            }
+        }
+        let parameters = parameters
+            .iter()
+            .map(|(name, var)| {
+                ensure!(
+                    var.dtype() == DType::F32 && var.is_contiguous(),
+                    "optimizer: {name}: is {:?}, must be contiguous float32",
+                    var.dtype()
+                );
+                let group = groups.iter().find(|g| fits(g, name));
+                let state = (0..states).map(|_| Ok(Var::zeros(var.shape(), DType::F32, var.device())?));
+                Ok(Parameter {
+                    name: name.clone(),
+                    var: var.clone(),
+                    decay: group.and_then(|g| g.weight_decay).unwrap_or(decay),
+                    factor: group.map_or(1.0, |g| g.rate_factor),
+                    state: state.collect::<Result<_>>()?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Optimizer { params: params.clone(), parameters, steps: 0 })
+    }
+
+    /// Takes the parameters' gradients, in their order, out of a backward pass.
+    ///
+    /// Errors: a parameter without a gradient: the loss does not depend on it, or candle dropped it.
+    pub fn gradients(&self, store: &mut GradStore) -> Result<Vec<Tensor>> {
+        let take = |p: &Parameter| {
+            let gradient = store
+                .remove(p.var.as_tensor())
+                .with_context(|| format!("gradient: {}: the parameter received none", p.name))?;
+            Ok(gradient.to_dtype(DType::F32)?.contiguous()?)
+        };
+        self.parameters.iter().map(take).collect()
+    }
+
+    /// One step along `gradients` (as [`Optimizer::gradients`] gives them), each first multiplied by `scale`.
+    pub fn step(&mut self, gradients: &[Tensor], rate: f64, scale: f64) -> Result<()> {
+        ensure!(
+            gradients.len() == self.parameters.len(),
+            "optimizer: {} gradients for {} parameters",
+            gradients.len(),
+            self.parameters.len()
+        );
+        self.steps += 1;
+        for (p, gradient) in self.parameters.iter().zip(gradients) {
+            let rate = rate * p.factor;
+            match &self.params {
+                OptimizerParams::Sgd { momentum, nesterov, .. } => {
+                    p.sgd(gradient, scale as f32, rate as f32, *momentum as f32, *nesterov)
+                }
+                OptimizerParams::Adamw { beta1, beta2, epsilon, .. } => {
+                    p.adamw(gradient, scale, rate, [*beta1, *beta2], *epsilon, self.steps)
+                }
+            }
+            .with_context(|| format!("optimizer: {}", p.name))?;
+        }
+        Ok(())
+    }
+
+    /// How many steps were made.
+    pub fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Everything to be saved beside the parameters: named tensors. Their number of steps is [`Optimizer::steps`].
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let named = |p: &Parameter, i: usize| (format!("{}.{i}", p.name), p.state[i].as_detached_tensor());
+        self.parameters.iter().flat_map(|p| (0..p.state.len()).map(move |i| named(p, i))).collect()
+    }
+
+    /// Puts back a saved state; `find` gives a tensor by its name.
+    ///
+    /// Errors: a tensor that is missing or has another shape.
+    pub fn restore(&mut self, steps: u64, find: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
+        for p in &self.parameters {
+            for (i, state) in p.state.iter().enumerate() {
+                state.set(&find(&format!("{}.{i}", p.name))?)?;
+            }
+        }
+        self.steps = steps;
+        Ok(())
+    }
+}
+
+impl Parameter {
+    // PyTorch's _single_tensor_sgd without dampening. Its first step sets the buffer to the gradient: the same as this,
+    // from a buffer of 0.
+    fn sgd(&self, gradient: &Tensor, scale: f32, rate: f32, momentum: f32, nesterov: bool) -> Result<()> {
+        let decay = self.decay as f32;
+        let decayed = move |g: f32, p: f32| g * scale + decay * p;
+        let Some(buffer) = self.state.first() else {
+            return each1(&self.var, gradient, move |p, g| p - rate * decayed(g, p));
+        };
+        each2(buffer, gradient, &self.var, move |b, g, p| momentum * b + decayed(g, p))?;
+        if nesterov {
+            each2(&self.var, gradient, buffer, move |p, g, b| p - rate * (decayed(g, p) + momentum * b))
+        } else {
+            each1(&self.var, buffer, move |p, b| p - rate * b)
+        }
+    }
+
+    // PyTorch's _single_tensor_adamw: decay, moments, then the step with both bias corrections.
+    fn adamw(
+        &self,
+        gradient: &Tensor,
+        scale: f64,
+        rate: f64,
+        [beta1, beta2]: [f64; 2],
+        epsilon: f64,
+        steps: u64,
+    ) -> Result<()> {
+        let correction = |beta: f64| 1.0 - libm::pow(beta, steps as f64);
+        let size = (rate / correction(beta1)) as f32;
+        let root = libm::sqrt(correction(beta2)) as f32;
+        let keep = (1.0 - rate * self.decay) as f32;
+        let (scale, epsilon) = (scale as f32, epsilon as f32);
+        let (one_less1, beta2, one_less2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
+        let [first, second] = &self.state[..] else { bail!("the two moments are missing") };
+        each1(first, gradient, move |m, g| m + (g * scale - m) * one_less1)?;
+        each1(second, gradient, move |v, g| v * beta2 + (g * scale) * (g * scale) * one_less2)?;
+        each2(&self.var, first, second, move |p, m, v| p * keep - size * (m / (v.sqrt() / root + epsilon)))
+    }
+}
+
+/// √ of the sum of all squares, in float64 and in a fixed order, so that no thread count shows.
+pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
+    let mut total = 0.0;
+    for gradient in gradients {
+        let contiguous = gradient.flatten_all()?.contiguous()?;
+        let (storage, layout) = contiguous.storage_and_layout();
+        if let Storage::Cpu(CpuStorage::F32(values)) = &*storage {
+            let values = &values[layout.start_offset()..layout.start_offset() + contiguous.elem_count()];
+            let parts: Vec<f64> = values
+                .par_chunks(CHUNK)
+                .map(|part| part.iter().map(|&x| f64::from(x) * f64::from(x)).sum())
+                .collect();
+            total += parts.iter().sum::<f64>();
+        } else {
+            drop(storage);
+            total += contiguous.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?;
+        }
+    }
+    Ok(libm::sqrt(total))
+}
+
+/// What to multiply gradients of this norm by so that it becomes at most `most`: as `clip_grad_norm_`.
+pub fn clip_scale(norm: f64, most: f64) -> f64 {
+    (most / (norm + 1e-6)).min(1.0)
+}
+
+/// Elements that one thread takes at a time; fixed, so that sums are the same for any number of threads.
+const CHUNK: usize = 1 << 14;
+
+/// Replaces every element of `target` by a function of it and of the same element of `a`, in place.
+fn each1(target: &Var, a: &Tensor, function: impl Fn(f32, f32) -> f32 + Sync) -> Result<()> {
+    ensure!(a.shape() == target.shape(), "shape {:?} where {:?} is expected", a.dims(), target.dims());
+    Ok(target.inplace_op2(a, &Elementwise(function))?)
+}
+
+/// As [`each1`], of two sources.
+fn each2(target: &Var, a: &Tensor, b: &Tensor, function: impl Fn(f32, f32, f32) -> f32 + Sync) -> Result<()> {
+    for source in [a, b] {
+        ensure!(
+            source.shape() == target.shape(),
+            "shape {:?} where {:?} is expected",
+            source.dims(),
+            target.dims()
+        );
+    }
+    Ok(target.inplace_op3(a, b, &Elementwise(function))?)
+}
+
+struct Elementwise<F>(F);
+
+/// The elements of a contiguous float32 tensor on the CPU.
+fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        _ => candle_core::bail!("must be contiguous float32"),
+    }
+}
+
+fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core::Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&mut values[start..end]),
+        _ => candle_core::bail!("must be contiguous float32"),
+    }
+}
+
+impl<F: Fn(f32, f32) -> f32 + Sync> InplaceOp2 for Elementwise<F> {
+    fn name(&self) -> &'static str {
+        "optimizer-step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        target: &mut CpuStorage,
+        layout: &Layout,
+        a: &CpuStorage,
+        layout_a: &Layout,
+    ) -> candle_core::Result<()> {
+        let (target, a) = (elements_mut(target, layout)?, elements(a, layout_a)?);
+        target.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).for_each(|(target, a)| {
+            target.iter_mut().zip(a).for_each(|(t, &a)| *t = (self.0)(*t, a));
+        });
+        Ok(())
+    }
+}
+
+impl<F: Fn(f32, f32, f32) -> f32 + Sync> InplaceOp3 for Elementwise<F> {
+    fn name(&self) -> &'static str {
+        "optimizer-step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        target: &mut CpuStorage,
+        layout: &Layout,
+        a: &CpuStorage,
+        layout_a: &Layout,
+        b: &CpuStorage,
+        layout_b: &Layout,
+    ) -> candle_core::Result<()> {
+        let (target, a, b) = (elements_mut(target, layout)?, elements(a, layout_a)?, elements(b, layout_b)?);
+        let parts = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
+        target.par_chunks_mut(CHUNK).zip(parts).for_each(|(target, (a, b))| {
+            target.iter_mut().zip(a.iter().zip(b)).for_each(|(t, (&a, &b))| *t = (self.0)(*t, a, b));
+        });
+        Ok(())
+    }
+}
