@@ -1,6 +1,9 @@
 //! The stages of the pipeline: each reads a `job.json` and writes one output folder. Knows tensors, data sets, tables
 //! and figures; knows no cache, no digest of the engine, no graph.
 
+pub mod data;
+pub mod fetch;
+pub mod hub;
 pub mod identity;
 pub mod job;
 pub mod loss;
@@ -8,5 +11,7 @@ pub mod method;
 pub mod models;
 pub mod nn;
 pub mod optim;
+pub mod prepare;
 pub mod rng;
 pub mod schedule;
+pub mod subsample;

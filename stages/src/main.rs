@@ -4,12 +4,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use stages::identity;
 use stages::job::{self, Job};
+use stages::{fetch, identity, prepare, subsample};
 
 /// What a word stands for.
 enum Entry {
-    #[allow(dead_code)]
     /// A stage: reads a job (the second word, `job.json` without one).
     Stage(fn(Job) -> Result<()>),
     /// Anything else: gets the words after it.
@@ -18,6 +17,9 @@ enum Entry {
 
 #[rustfmt::skip]
 const ENTRIES: &[(&str, Entry)] = &[
+    ("fetch", Entry::Stage(fetch::run)),
+    ("prepare", Entry::Stage(prepare::run)),
+    ("subsample", Entry::Stage(subsample::run)),
     ("identity", Entry::Words(identity::run)),
 ];
 

@@ -1,0 +1,261 @@
+//! Prepared data sets: what a set is, its arrays on disk, and the one formula for groups. Knows the files that prepare
+//! and subsample write; knows no model.
+
+use std::fs::File;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use crate::job::{bad, read_json};
+
+pub mod cifar10;
+pub mod decode;
+pub mod fashion_mnist;
+pub mod indices;
+pub mod packed;
+pub mod parquet;
+
+/// The sets of images that prepare knows.
+pub const SETS: &[&Set] = &[&fashion_mnist::SET, &cifar10::SET];
+
+/// What is known of a set of images with one label each: how the Hub stores it and how it was published.
+pub struct Set {
+    /// The word in `params.dataset`.
+    pub name: &'static str,
+    /// The published training split.
+    pub train: SplitFiles,
+    /// The published test split.
+    pub test: SplitFiles,
+    /// The Parquet column with PNG or JPEG bytes.
+    pub image: &'static str,
+    /// The Parquet column with the label.
+    pub label: &'static str,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// 1 or 3.
+    pub channels: usize,
+    /// The names of the labels 0, 1, ….
+    pub classes: &'static [&'static str],
+    /// The published normalisation: the mean of each channel, of pixels in 0..1.
+    pub mean: &'static [f64],
+    /// Its standard deviation.
+    pub std: &'static [f64],
+    /// Where a row of the Hub's training file stands in the published order, where the two differ: (row, rows) -> row.
+    pub published_row: Option<fn(usize, usize) -> usize>,
+}
+
+/// One split of a published set.
+pub struct SplitFiles {
+    /// Its files in the repository, in order.
+    pub files: &'static [&'static str],
+    /// How many examples each class has.
+    pub per_class: u64,
+    /// Digests of the content, where they are known.
+    pub content: Option<Content>,
+}
+
+/// MD5 digests of a split in the published order, in hexadecimal digits.
+pub struct Content {
+    /// Of the pixels, row by row, without any header.
+    pub pixels: &'static str,
+    /// Of the labels as an idx1 file, header included.
+    pub labels: &'static str,
+}
+
+/// The group of an example with label `y` and attribute `a`; the only place that knows the formula.
+pub fn group(y: u32, a: u32, n_attributes: u32) -> u32 {
+    y * n_attributes + a
+}
+
+/// A number for each of the three splits' groups, in the order of [`group`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counts {
+    /// Training examples per group.
+    pub train: Vec<u64>,
+    /// Validation examples per group; empty where the split is.
+    pub validation: Vec<u64>,
+    /// Test examples per group.
+    pub test: Vec<u64>,
+}
+
+/// `meta.json` beside the arrays.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Meta {
+    /// The set's name, as `fashion-mnist`.
+    pub dataset: String,
+    /// Which of its forms this is: `hub`, `mirror`, `bundled`.
+    pub variant: String,
+    /// Whether the arrays are bit for bit the published set.
+    pub exact: bool,
+    /// How far they are from it; every number computed from a variant that is not exact carries this text.
+    pub note: String,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+    /// 1 or 3.
+    pub channels: usize,
+    /// The names of the labels.
+    pub classes: Vec<String>,
+    /// The names of the attribute's values; one name where the set has no attribute.
+    pub attributes: Vec<String>,
+    /// How many values the attribute has, at least 1.
+    pub n_attributes: u32,
+    /// Examples per group.
+    pub counts: Counts,
+    /// The published normalisation: mean of each channel, of pixels in 0..1.
+    pub mean: Vec<f64>,
+    /// Its standard deviation.
+    pub std: Vec<f64>,
+}
+
+/// The number of a split in the arrays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// 0
+    Train = 0,
+    /// 1
+    Validation = 1,
+    /// 2
+    Test = 2,
+}
+
+impl Split {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        }
+    }
+}
+
+/// A prepared set, its images mapped into memory.
+pub struct Examples {
+    meta: Meta,
+    map: Mmap,
+    /// Where the images start in the map.
+    images: usize,
+    image_length: usize,
+    labels: Vec<u32>,
+    attributes: Vec<u32>,
+    splits: Vec<u32>,
+}
+
+impl Examples {
+    /// Opens the folder that prepare wrote.
+    ///
+    /// Errors: `BadInput` where a file is missing, its arrays do not have the documented names, types and shapes, or a
+    /// label, an attribute or a split is out of range.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let meta: Meta = read_json(&folder.join("meta.json"))?;
+        let path = folder.join("examples.safetensors");
+        Self::map(meta, &path).with_context(|| path.display().to_string())
+    }
+
+    fn map(meta: Meta, path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(bad)?;
+        // SAFETY: the file belongs to a stage's output, which nobody writes to once it is there.
+        let map = unsafe { Mmap::map(&file)? };
+        let tensors = SafeTensors::deserialize(&map).map_err(|e| bad(format!("not safetensors: {e}")))?;
+        let labels = u32s(&tensors, "label")?;
+        let (attributes, splits) = (u32s(&tensors, "attribute")?, u32s(&tensors, "split")?);
+        let image = tensors.tensor("image").map_err(|e| bad(format!("image: {e}")))?;
+        let shape = [labels.len(), meta.height, meta.width, meta.channels];
+        if image.dtype() != Dtype::U8 || image.shape() != shape {
+            let found = (image.dtype(), image.shape());
+            return Err(bad(format!("image: u8 of shape {shape:?} is expected, found {found:?}")));
+        }
+        let images = image.data().as_ptr() as usize - map.as_ptr() as usize;
+        for (name, values, end) in [
+            ("label", &labels, meta.classes.len() as u32),
+            ("attribute", &attributes, meta.n_attributes),
+            ("split", &splits, 3),
+        ] {
+            if values.len() != labels.len() {
+                return Err(bad(format!("{name}: {} values for {} labels", values.len(), labels.len())));
+            }
+            if let Some(row) = values.iter().position(|&v| v >= end) {
+                return Err(bad(format!("{name}: row {row}: {} is not below {end}", values[row])));
+            }
+        }
+        let image_length = meta.height * meta.width * meta.channels;
+        Ok(Self { meta, map, images, image_length, labels, attributes, splits })
+    }
+
+    /// How many examples there are, in all splits.
+    pub fn n(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// What `meta.json` says.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// The pixels of an example: height · width · channels bytes, channels last. Panics where `i >= n()`.
+    pub fn image(&self, i: usize) -> &[u8] {
+        assert!(i < self.n(), "example {i} of {}", self.n());
+        &self.map[self.images + i * self.image_length..][..self.image_length]
+    }
+
+    /// The label of each example.
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
+    /// The attribute of each example.
+    pub fn attributes(&self) -> &[u32] {
+        &self.attributes
+    }
+
+    /// The split of each example, as in [`Split`].
+    pub fn splits(&self) -> &[u32] {
+        &self.splits
+    }
+
+    /// The group of an example. Panics where `i >= n()`.
+    pub fn group(&self, i: usize) -> u32 {
+        group(self.labels[i], self.attributes[i], self.meta.n_attributes)
+    }
+
+    /// How many groups there are.
+    pub fn n_groups(&self) -> usize {
+        self.meta.classes.len() * self.meta.n_attributes as usize
+    }
+}
+
+/// A u32 tensor of one dimension, by name.
+pub(crate) fn u32s(tensors: &SafeTensors, name: &str) -> Result<Vec<u32>> {
+    let tensor = tensors.tensor(name).map_err(|e| bad(format!("{name}: {e}")))?;
+    if tensor.dtype() != Dtype::U32 || tensor.shape().len() != 1 {
+        let found = (tensor.dtype(), tensor.shape());
+        return Err(bad(format!("{name}: u32 of one dimension is expected, found {found:?}")));
+    }
+    let words = tensor.data().chunks_exact(4);
+    Ok(words.map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn group_index_by_hand() {
+        // CelebA: y = blond (1), a = male (1): dark female 0, dark male 1, blond female 2, blond male 3.
+        assert_eq!([group(0, 0, 2), group(0, 1, 2), group(1, 0, 2), group(1, 1, 2)], [0, 1, 2, 3]);
+        // Without an attribute the group is the class.
+        assert_eq!(group(7, 0, 1), 7);
+        // MultiNLI: neutral (2) with a negation (1) of 2 attribute values.
+        assert_eq!(group(2, 1, 2), 5);
+    }
+}

@@ -1,0 +1,48 @@
+//! CIFAR-10 (Krizhevsky 2009): 32x32 colour, ten classes, balanced. Facts, and the Hub's order of rows undone.
+
+use super::{Set, SplitFiles};
+
+/// The set as the Hub has it (uoft-cs/cifar10).
+pub const SET: Set = Set {
+    name: "cifar10",
+    train: SplitFiles { files: &["plain_text/train-00000-of-00001.parquet"], per_class: 5000, content: None },
+    test: SplitFiles { files: &["plain_text/test-00000-of-00001.parquet"], per_class: 1000, content: None },
+    image: "img.bytes",
+    label: "label",
+    height: 32,
+    width: 32,
+    channels: 3,
+    classes: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+    mean: &[0.4914, 0.4822, 0.4465],
+    std: &[0.2023, 0.1994, 0.2010],
+    published_row: Some(published_row),
+};
+
+/// Where a row of the Hub's training file stands in the published order, for a file of `rows` rows (five batches of
+/// equal length): the Hub has the published batches in the order 4, 3, 2, 5, 1.
+fn published_row(row: usize, rows: usize) -> usize {
+    const BATCH_AT: [usize; 5] = [3, 2, 1, 4, 0];
+    let length = rows / 5;
+    if length == 0 || rows % 5 != 0 {
+        return row;
+    }
+    BATCH_AT[row / length] * length + row % length
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_of_batches_is_undone() {
+        // Published batch 1 is at Hub rows 40000.., 2 at 20000.., 3 at 10000.., 4 at 0.., 5 at 30000...
+        for (hub, published) in
+            [(40_000, 0), (20_000, 10_000), (10_000, 20_000), (0, 30_000), (30_007, 40_007)]
+        {
+            assert_eq!(published_row(hub, 50_000), published);
+        }
+        let mut all: Vec<usize> = (0..50).map(|row| published_row(row, 50)).collect();
+        all.sort();
+        assert_eq!(all, (0..50).collect::<Vec<_>>());
+    }
+}

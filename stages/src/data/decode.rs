@@ -1,0 +1,83 @@
+//! PNG and JPEG to packed bytes, height by width by channels. Knows formats and sizes; knows no data set.
+
+use anyhow::{Result, anyhow, bail};
+use image::{DynamicImage, ImageReader};
+
+/// Decodes an image that must have this size, into `out` (height · width · channels bytes, rows first, then columns,
+/// then channels). `channels` is 1 (grey) or 3 (red, green, blue). A grey image is repeated where three channels are
+/// expected; everything else that is not 8 bits a channel, or has colour where grey is expected, is an error.
+pub fn decode(bytes: &[u8], height: usize, width: usize, channels: usize, out: &mut [u8]) -> Result<()> {
+    let image = open(bytes)?;
+    if (image.height() as usize, image.width() as usize) != (height, width) {
+        bail!("an image of {}x{} where {width}x{height} is expected", image.width(), image.height());
+    }
+    match (image, channels) {
+        (DynamicImage::ImageLuma8(pixels), 1) => out.copy_from_slice(pixels.as_raw()),
+        (DynamicImage::ImageRgb8(pixels), 3) => out.copy_from_slice(pixels.as_raw()),
+        (DynamicImage::ImageLuma8(pixels), 3) => {
+            for (to, &from) in out.chunks_exact_mut(3).zip(pixels.as_raw()) {
+                to.fill(from);
+            }
+        }
+        (image, _) => {
+            let expected = if channels == 1 { "grey, 8 bits" } else { "colour, 8 bits a channel" };
+            bail!("an image of type {:?} where {expected} is expected", image.color());
+        }
+    }
+    Ok(())
+}
+
+/// Decodes an image of any size and type. Errors say what the bytes look like where they are no image.
+pub fn open(bytes: &[u8]) -> Result<DynamicImage> {
+    let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format()?;
+    if reader.format().is_none() {
+        let start: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
+        bail!("neither PNG nor JPEG ({} bytes that start with {start})", bytes.len());
+    }
+    reader.decode().map_err(|e| anyhow!("cannot be decoded: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{GrayImage, ImageBuffer, ImageFormat, Luma, RgbImage};
+
+    fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    #[test]
+    fn rows_columns_channels() {
+        let colour = RgbImage::from_fn(3, 2, |x, y| image::Rgb([x as u8, y as u8, 9]));
+        let mut out = [0; 18];
+        decode(&png(colour), 2, 3, 3, &mut out).unwrap();
+        assert_eq!(out, [0, 0, 9, 1, 0, 9, 2, 0, 9, 0, 1, 9, 1, 1, 9, 2, 1, 9]);
+    }
+
+    #[test]
+    fn grey_is_repeated_colour_is_refused() {
+        let grey = png(GrayImage::from_raw(2, 1, vec![7, 8]).unwrap());
+        let mut out = [0; 6];
+        decode(&grey, 1, 2, 3, &mut out).unwrap();
+        assert_eq!(out, [7, 7, 7, 8, 8, 8]);
+        let colour = png(RgbImage::new(2, 1));
+        let error = decode(&colour, 1, 2, 1, &mut [0; 2]).unwrap_err();
+        assert_eq!(error.to_string(), "an image of type Rgb8 where grey, 8 bits is expected");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said() {
+        let deep: ImageBuffer<Luma<u16>, Vec<u16>> = ImageBuffer::new(2, 1);
+        let error = decode(&png(deep), 1, 2, 1, &mut [0; 2]).unwrap_err();
+        assert_eq!(error.to_string(), "an image of type L16 where grey, 8 bits is expected");
+        let error = decode(&png(GrayImage::new(2, 2)), 1, 2, 1, &mut [0; 2]).unwrap_err();
+        assert_eq!(error.to_string(), "an image of 2x2 where 2x1 is expected");
+        let error = decode(b"<html>", 1, 2, 1, &mut [0; 2]).unwrap_err();
+        assert_eq!(error.to_string(), "neither PNG nor JPEG (6 bytes that start with 3c68746d6c3e)");
+        let whole = png(GrayImage::from_fn(20, 20, |x, y| Luma([(x * y) as u8])));
+        let error = decode(&whole[..whole.len() / 2], 20, 20, 1, &mut [0; 400]).unwrap_err();
+        assert!(error.to_string().starts_with("cannot be decoded: "), "{error}");
+    }
+}

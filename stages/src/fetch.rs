@@ -1,0 +1,282 @@
+//! fetch: the promised files of a source, from the Hub, a mirror or the repository itself; size and SHA-256 of each are
+//! checked before it is put in place. Knows variants and promises; knows no content.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::hub::{Hub, Place, RepoType, Resolve};
+use crate::job::{Fixed, Job, Promise, bad, progress};
+
+/// The place of a source.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Params {
+    /// `owner/name` on the Hub.
+    repo: String,
+    repo_type: RepoType,
+    /// The pinned commit, 40 hexadecimal digits.
+    revision: String,
+    variant: Variant,
+    /// The licence of the data, for the report.
+    #[serde(default)]
+    #[allow(dead_code)]
+    licence: String,
+    /// How far the variant is from the published set.
+    #[serde(default)]
+    #[allow(dead_code)]
+    note: String,
+    /// A bundled variant's folder in the repository.
+    #[serde(default)]
+    path: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Variant {
+    /// The Hub's own bytes; a mirror may hold them too.
+    Hub,
+    /// Other bytes, which only a mirror has.
+    Mirror,
+    /// In the repository.
+    Bundled,
+}
+
+/// Writes the promised files below `out`, each at its path in the repository.
+///
+/// Errors say which file, where it was looked for and what to do; `BadInput` where another run cannot help.
+pub fn run(job: Job) -> Result<()> {
+    let params: Params = job.params()?;
+    let hub = Resolve::from_env();
+    let offline = std::env::var("HF_HUB_OFFLINE")
+        .is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.trim().to_lowercase().as_str()));
+    fetch(&params, job.fixed()?, offline, &hub, job.scratch(), job.out())
+}
+
+fn fetch(
+    params: &Params,
+    fixed: &Fixed,
+    offline: bool,
+    hub: &dyn Hub,
+    scratch: &Path,
+    out: &Path,
+) -> Result<()> {
+    if params.revision.len() != 40 || !params.revision.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(bad(format!(
+            "params.revision: `{}` is no commit: 40 hexadecimal digits are expected (a branch would move)",
+            params.revision
+        )));
+    }
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
+    if !params.repo.contains('/') || params.repo.contains("..") || !params.repo.chars().all(is_name) {
+        return Err(bad(format!("params.repo: `{}`: owner/name is expected", params.repo)));
+    }
+    for file in fixed.files.keys() {
+        if file.is_empty() || !Path::new(file).components().all(|c| matches!(c, Component::Normal(_))) {
+            return Err(bad(format!("fixed.files: `{file}` is not a path inside the repository")));
+        }
+    }
+    let total: u64 = fixed.files.values().filter_map(|promise| promise.size).sum();
+    let mut done = 0;
+    for (file, promise) in &fixed.files {
+        let part = scratch.join("parts").join(file);
+        let before = done;
+        let told = Cell::new(Instant::now());
+        // A line for every buffer would flood the log.
+        let seen = |bytes: u64| {
+            if told.get().elapsed() > Duration::from_millis(300) {
+                told.set(Instant::now());
+                progress(before + bytes, total.max(before + bytes), file);
+            }
+        };
+        let bring = || bring(params, fixed, offline, hub, file, promise, &part, &seen);
+        bring().with_context(|| format!("{}: {file}", params.repo))?;
+        done += place(&part, &out.join(file))?;
+        progress(done, total.max(done), file);
+    }
+    Ok(())
+}
+
+/// Brings a file to `part` from wherever the variant has it, and checks it there.
+#[allow(clippy::too_many_arguments)]
+fn bring(
+    params: &Params,
+    fixed: &Fixed,
+    offline: bool,
+    hub: &dyn Hub,
+    file: &str,
+    promise: &Promise,
+    part: &Path,
+    seen: &dyn Fn(u64),
+) -> Result<()> {
+    let below = |root: &Path| root.join(params.repo_type.folder()).join(&params.repo).join(file);
+    match params.variant {
+        Variant::Bundled => {
+            let folder =
+                params.path.as_ref().ok_or_else(|| bad("params.path: missing, a bundled variant has one"))?;
+            let source = below(&fixed.root.join(folder));
+            copy(&source, part, "not in the repository", "the checkout is not complete: restore the file")?;
+            return check(part, promise, &source.display().to_string());
+        }
+        Variant::Mirror | Variant::Hub => {}
+    }
+    let looked = match &fixed.mirror {
+        Some(root) => {
+            let source = below(root);
+            // The Hub can still help where the mirror has not the Hub's file.
+            if params.variant == Variant::Mirror || source.is_file() {
+                let hint = format!(
+                    "--mirror DIR names a folder laid out as DIR/{}/{}/{file}",
+                    params.repo_type.folder(),
+                    params.repo
+                );
+                copy(&source, part, "not in the mirror", &hint)?;
+                return check(part, promise, &source.display().to_string());
+            }
+            format!(", and {} does not exist", source.display())
+        }
+        None if params.variant == Variant::Mirror => {
+            return Err(bad(
+                "this variant lies only in a mirror, and none was named\nhint: name its folder with --mirror DIR",
+            ));
+        }
+        None => String::new(),
+    };
+    if fixed.offline || offline {
+        return Err(bad(format!(
+            "offline: the network may not be used{looked}\nhint: leave out --offline (HF_HUB_OFFLINE), or use --mirror DIR"
+        )));
+    }
+    let place = Place {
+        repo: params.repo.clone(),
+        repo_type: params.repo_type,
+        revision: params.revision.to_lowercase(),
+    };
+    let resumed = fs::metadata(part).is_ok_and(|m| m.len() > 0);
+    hub.bring(&place, file, promise.size, part, seen)?;
+    match check(part, promise, "what came from the Hub") {
+        // The beginning may have been another file's: once more, from nothing.
+        Err(_) if resumed => {
+            hub.bring(&place, file, promise.size, part, seen)?;
+            check(part, promise, "what came from the Hub")
+        }
+        checked => checked,
+    }
+}
+
+fn copy(source: &Path, part: &Path, missing: &str, hint: &str) -> Result<()> {
+    match fs::metadata(source) {
+        Ok(found) if found.is_file() => {}
+        Ok(_) => return Err(bad(format!("{}: not a file", source.display()))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(bad(format!("{missing}: looked for {}\nhint: {hint}", source.display())));
+        }
+        Err(e) => return Err(bad(format!("{}: {e}", source.display()))),
+    }
+    let attempt = || -> io::Result<()> {
+        fs::create_dir_all(part.parent().unwrap_or(Path::new("")))?;
+        // A read-only part of an earlier try could not be overwritten.
+        if part.exists() {
+            fs::remove_file(part)?;
+        }
+        let mut target = File::create(part)?;
+        io::copy(&mut File::open(source)?, &mut target)?;
+        target.sync_all()
+    };
+    attempt().with_context(|| format!("{} -> {}", source.display(), part.display()))
+}
+
+/// Compares a file with its promise. One that does not fit is removed, so that nothing wrong is kept. `from` says
+/// where it came from.
+fn check(part: &Path, promise: &Promise, from: &str) -> Result<()> {
+    let checked = compare(part, promise, from);
+    if checked.is_err() {
+        fs::remove_file(part).with_context(|| part.display().to_string())?;
+    }
+    checked
+}
+
+fn compare(part: &Path, promise: &Promise, from: &str) -> Result<()> {
+    let size = fs::metadata(part).with_context(|| part.display().to_string())?.len();
+    let sha256 = sha256(part)?;
+    let fits = promise.size.is_none_or(|s| s == size)
+        && promise.sha256.as_ref().is_none_or(|s| s.eq_ignore_ascii_case(&sha256));
+    let is_pinned = promise.sha256.is_some();
+    if fits && is_pinned {
+        return Ok(());
+    }
+    // A page or a pointer explains a wrong size better than the size does; unpinned files have only this check.
+    if let Some(what) = sniff(part)? {
+        return Err(bad(format!("{from}: {what}")));
+    }
+    if let Some(promised) = promise.size.filter(|&promised| promised != size) {
+        let torn = if size < promised { " (truncated?)" } else { "" };
+        return Err(bad(format!("{from}: wrong size: {size} bytes, {promised} are promised{torn}")));
+    }
+    if let Some(promised) = promise.sha256.as_ref().filter(|_| !fits) {
+        return Err(bad(format!(
+            "{from}: wrong digest\n  promised sha256 {promised}\n  found    sha256 {sha256}\n\
+             hint: these are other bytes than the pipeline pins for this variant; is it the right variant?"
+        )));
+    }
+    Ok(())
+}
+
+/// What a file is that should be none of it: an HTML page, a Git LFS pointer, nothing at all.
+fn sniff(path: &Path) -> Result<Option<String>> {
+    let mut start = Vec::new();
+    File::open(path)?.take(512).read_to_end(&mut start).with_context(|| path.display().to_string())?;
+    let text = String::from_utf8_lossy(&start).trim_start().to_lowercase();
+    let is_page_asked_for = path.extension().is_some_and(|e| e == "html");
+    Ok(if start.is_empty() {
+        Some("an empty file".to_string())
+    } else if text.starts_with("version https://git-lfs.github.com/spec/") {
+        Some("a Git LFS pointer, not the file\nhint: fetch the content with `git lfs pull`".to_string())
+    } else if !is_page_asked_for && (text.starts_with("<!doctype html") || text.starts_with("<html")) {
+        Some(
+            "an HTML page, not the file\nhint: a proxy or a login page answered in the server's place"
+                .to_string(),
+        )
+    } else {
+        None
+    })
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let attempt = || -> io::Result<String> {
+        let mut hasher = Sha256::new();
+        let mut file = File::open(path)?;
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    attempt().with_context(|| path.display().to_string())
+}
+
+/// Moves a checked file to its place; returns its length.
+fn place(part: &Path, target: &Path) -> Result<u64> {
+    let attempt = || -> io::Result<u64> {
+        fs::create_dir_all(target.parent().unwrap_or(Path::new("")))?;
+        let size = fs::metadata(part)?.len();
+        match fs::rename(part, target) {
+            Err(e) if e.kind() == io::ErrorKind::CrossesDevices => {
+                fs::copy(part, target)?;
+                fs::remove_file(part)?;
+            }
+            moved => moved?,
+        }
+        Ok(size)
+    };
+    attempt().map_err(|e| anyhow!("{}: {e}", target.display()))
+}

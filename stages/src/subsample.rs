@@ -1,0 +1,226 @@
+//! subsample: which examples an experiment uses, from a seed, written as row numbers. Knows labels and splits; knows no
+//! pixel and no model.
+
+use anyhow::Result;
+use serde::Deserialize;
+
+use crate::data::indices::{Indices, IndicesMeta};
+use crate::data::{Counts, Examples, Split};
+use crate::job::{Job, bad};
+use crate::rng::Stream;
+
+/// The params of subsample.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Params {
+    /// How examples are chosen.
+    scheme: Scheme,
+    /// Examples of a majority class for one of a minority class, at least 1.
+    ratio: f64,
+    /// Which classes are the majority.
+    majority: Majority,
+    /// At most so many training examples of a majority class; all without it.
+    #[serde(default)]
+    per_class: Option<usize>,
+    /// At most so many test examples of each class; all without it.
+    #[serde(default)]
+    test_per_class: Option<usize>,
+    /// Validation examples of each class, taken from the training split and not used for training.
+    validation_per_class: usize,
+    /// Of the choice.
+    seed: u64,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Scheme {
+    /// Step imbalance: every minority class is thinned out by the same ratio (Cao et al. 2019).
+    Step,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Majority {
+    /// Labels below half the number of classes.
+    FirstHalf,
+}
+
+/// Reads input `data`, writes `indices.safetensors` and `meta.json`.
+///
+/// Errors: `BadInput` where a class has too few examples, or the ratio leaves none of a minority class.
+pub fn run(job: Job) -> Result<()> {
+    let params: Params = job.params()?;
+    let examples = Examples::open(&job.input("data")?)?;
+    choose(&params, &examples)?.write(job.out())
+}
+
+fn choose(params: &Params, examples: &Examples) -> Result<Indices> {
+    match params.scheme {
+        Scheme::Step => step(params, examples.labels(), examples.splits(), &examples.meta().classes),
+    }
+}
+
+/// Of each class the training rows are put in a random order of their own; the first `validation_per_class` are held
+/// out, the next ones are trained on. So the validation rows depend on neither ratio nor cap, and a smaller training
+/// set of a class is a part of a larger one.
+fn step(params: &Params, labels: &[u32], splits: &[u32], classes: &[String]) -> Result<Indices> {
+    let k = classes.len();
+    let rows_of = |split: Split, class: u32| -> Vec<u32> {
+        (0..labels.len() as u32)
+            .filter(|&row| labels[row as usize] == class && splits[row as usize] == split as u32)
+            .collect()
+    };
+    let shuffled = |split: Split, class: u32| -> Vec<u32> {
+        let mut rows = rows_of(split, class);
+        Stream::new(params.seed, &format!("subsample/{}", split.name()), 0, u64::from(class))
+            .shuffle(&mut rows);
+        rows
+    };
+    if params.ratio < 1.0 || !params.ratio.is_finite() {
+        return Err(bad(format!("params.ratio: {} is not at least 1", params.ratio)));
+    }
+    let is_major = |class: usize| match params.majority {
+        Majority::FirstHalf => class < k / 2,
+    };
+    let train: Vec<Vec<u32>> = (0..k as u32).map(|class| shuffled(Split::Train, class)).collect();
+    let held = params.validation_per_class;
+    let left = |class: usize| train[class].len().saturating_sub(held);
+    let smallest = (0..k).filter(|&class| is_major(class)).map(left).min().unwrap_or(0);
+    let n_major = params.per_class.unwrap_or(smallest);
+    let n_minor = (n_major as f64 / params.ratio).floor() as usize;
+    if n_minor == 0 {
+        return Err(bad(format!(
+            "params.ratio: {} leaves no example of a minority class: a majority class has {n_major}\n\
+             hint: raise `per_class`, or lower `ratio` or `validation_per_class`",
+            params.ratio
+        )));
+    }
+    let mut indices = Indices {
+        train: Vec::new(),
+        validation: Vec::new(),
+        test: Vec::new(),
+        meta: IndicesMeta {
+            ratio: params.ratio,
+            n_major: n_major as u64,
+            validation_per_class: held as u64,
+            seed: params.seed,
+            counts: Counts { train: vec![0; k], validation: vec![0; k], test: vec![0; k] },
+            majority: (0..k as u32).filter(|&class| is_major(class as usize)).collect(),
+            minority: (0..k as u32).filter(|&class| !is_major(class as usize)).collect(),
+        },
+    };
+    for class in 0..k {
+        let n = if is_major(class) { n_major } else { n_minor };
+        if train[class].len() < held + n {
+            return Err(bad(format!(
+                "class {class} ({}): {} training examples, {held} for validation and {n} for training are asked for",
+                classes[class],
+                train[class].len()
+            )));
+        }
+        let mut test = shuffled(Split::Test, class as u32);
+        if let Some(cap) = params.test_per_class {
+            if test.len() < cap {
+                let (name, has) = (&classes[class], test.len());
+                return Err(bad(format!("class {class} ({name}): {has} test examples, {cap} are asked for")));
+            }
+            test.truncate(cap);
+        }
+        let counts = &mut indices.meta.counts;
+        (counts.train[class], counts.validation[class]) = (n as u64, held as u64);
+        counts.test[class] = test.len() as u64;
+        indices.validation.extend(&train[class][..held]);
+        indices.train.extend(&train[class][held..held + n]);
+        indices.test.extend(test);
+    }
+    indices.train.sort_unstable();
+    indices.validation.sort_unstable();
+    indices.test.sort_unstable();
+    Ok(indices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    /// Four classes, 50 training and 8 test rows each, in turns.
+    fn set() -> (Vec<u32>, Vec<u32>, Vec<String>) {
+        let labels = (0..232).map(|row| row % 4).collect();
+        let splits = (0..232).map(|row| if row < 200 { 0 } else { 2 }).collect();
+        (labels, splits, ["a", "b", "c", "d"].map(String::from).to_vec())
+    }
+
+    fn params(text: &str) -> Params {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn chosen(text: &str) -> Result<Indices> {
+        let (labels, splits, classes) = set();
+        step(&params(text), &labels, &splits, &classes)
+    }
+
+    const BASE: &str =
+        r#"{"scheme":"step","ratio":10,"majority":"first-half","validation_per_class":5,"seed":0}"#;
+
+    #[test]
+    fn counts_by_hand() {
+        let indices = chosen(BASE).unwrap();
+        let meta = &indices.meta;
+        assert_eq!(meta.n_major, 45);
+        assert_eq!(meta.counts.train, [45, 45, 4, 4]);
+        assert_eq!(meta.counts.validation, [5; 4]);
+        assert_eq!(meta.counts.test, [8; 4]);
+        assert_eq!((&meta.majority[..], &meta.minority[..]), (&[0, 1][..], &[2, 3][..]));
+        let (labels, splits, _) = set();
+        for class in 0..4 {
+            let n = |rows: &[u32]| rows.iter().filter(|&&r| labels[r as usize] == class).count() as u64;
+            assert_eq!(n(&indices.train), meta.counts.train[class as usize]);
+            assert_eq!(n(&indices.validation), 5);
+        }
+        assert!(indices.train.iter().chain(&indices.validation).all(|&r| splits[r as usize] == 0));
+        let all: BTreeSet<u32> = indices.train.iter().chain(&indices.validation).copied().collect();
+        assert_eq!(
+            all.len(),
+            indices.train.len() + indices.validation.len(),
+            "held-out rows are not trained on"
+        );
+    }
+
+    #[test]
+    fn other_ratios_and_caps_share_rows() {
+        let ten = chosen(BASE).unwrap();
+        let two = chosen(&BASE.replace("10", "2")).unwrap();
+        let capped = chosen(&BASE.replace("\"seed\"", "\"per_class\":20,\"seed\"")).unwrap();
+        assert_eq!(ten.validation, two.validation);
+        assert_eq!(ten.validation, capped.validation);
+        let two: BTreeSet<u32> = two.train.iter().copied().collect();
+        assert!(ten.train.iter().all(|row| two.contains(row)));
+        assert_eq!(capped.meta.counts.train, [20, 20, 2, 2]);
+        assert!(capped.train.iter().all(|row| ten.train.contains(row)));
+    }
+
+    #[test]
+    fn the_seed_decides() {
+        assert_eq!(chosen(BASE).unwrap(), chosen(BASE).unwrap());
+        assert_ne!(
+            chosen(BASE).unwrap().train,
+            chosen(&BASE.replace("\"seed\":0", "\"seed\":1")).unwrap().train
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_chosen() {
+        let error = chosen(&BASE.replace("10", "100")).unwrap_err().to_string();
+        assert!(error.starts_with("params.ratio: 100 leaves no example of a minority class"), "{error}");
+        let error = chosen(&BASE.replace("\"seed\"", "\"per_class\":46,\"seed\"")).unwrap_err().to_string();
+        let expected =
+            "class 0 (a): 50 training examples, 5 for validation and 46 for training are asked for";
+        assert_eq!(error, expected);
+        let error =
+            chosen(&BASE.replace("\"seed\"", "\"test_per_class\":9,\"seed\"")).unwrap_err().to_string();
+        assert_eq!(error, "class 0 (a): 8 test examples, 9 are asked for");
+        let error = chosen(&BASE.replace("10", "0.5")).unwrap_err().to_string();
+        assert_eq!(error, "params.ratio: 0.5 is not at least 1");
+    }
+}
