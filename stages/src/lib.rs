@@ -1,6 +1,8 @@
 //! The stages of the pipeline: each reads a `job.json` and writes one output folder. Knows tensors, data sets, tables
 //! and figures; knows no cache, no digest of the engine, no graph.
 
+pub mod batches;
+pub mod checkpoint;
 pub mod data;
 pub mod fetch;
 pub mod hub;
@@ -14,4 +16,6 @@ pub mod optim;
 pub mod prepare;
 pub mod rng;
 pub mod schedule;
+pub mod scores;
 pub mod subsample;
+pub mod train;

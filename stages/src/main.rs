@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use stages::job::{self, Job};
-use stages::{fetch, identity, prepare, subsample};
+use stages::{fetch, identity, prepare, subsample, train};
 
 /// What a word stands for.
 enum Entry {
@@ -20,6 +20,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("fetch", Entry::Stage(fetch::run)),
     ("prepare", Entry::Stage(prepare::run)),
     ("subsample", Entry::Stage(subsample::run)),
+    ("train", Entry::Stage(train::run)),
     ("identity", Entry::Words(identity::run)),
 ];
 

@@ -1,0 +1,170 @@
+//! The params of a training: what may be asked, its defaults, and what cannot be. Knows no tensor and no file.
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use crate::batches::Augment;
+use crate::job::bad;
+use crate::method::{Counts, Extras, Method, Request};
+use crate::models::ModelParams;
+use crate::optim::OptimizerParams;
+use crate::schedule::Schedule;
+
+/// `params` of kind train.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Params {
+    pub model: ModelParams,
+    /// One of [`crate::method::METHODS`].
+    pub method: String,
+    /// The exponent of `T[k] = (n_max / n_k)^gamma`.
+    #[serde(default)]
+    pub gamma: f64,
+    /// Temperatures by hand, by class (it-group: by group), instead of a gamma.
+    #[serde(default)]
+    pub temperatures: Option<Vec<f64>>,
+    #[serde(default)]
+    pub extras: Extras,
+    /// The temperature warm-up of appendix E.1.
+    #[serde(default)]
+    pub warmup: Option<Warmup>,
+    /// Passes over the training examples, the warm-up's included.
+    pub epochs: u64,
+    /// Examples a step; the last step of an epoch may have fewer.
+    pub batch: usize,
+    /// Cuts a batch in parts of so many examples whose gradients are added: less memory. Batch norm then sees the parts.
+    #[serde(default)]
+    pub micro_batch: Option<usize>,
+    pub optimizer: OptimizerParams,
+    pub schedule: Schedule,
+    /// The largest global norm of a step's gradient.
+    #[serde(default)]
+    pub clip: Option<f64>,
+    #[serde(default)]
+    pub augment: Augment,
+    pub seed: u64,
+    #[serde(default)]
+    pub device: DeviceName,
+    #[serde(default)]
+    pub dtype: Precision,
+    /// Steps between checkpoints; 0: only when asked to stop.
+    #[serde(default)]
+    pub checkpoint_every: u64,
+    /// Epochs between measurements of the training and the validation set; 0: only after the last.
+    #[serde(default)]
+    pub metrics_every: u64,
+    #[serde(default)]
+    pub select: Select,
+    /// Stops after so many measurements without a better one.
+    #[serde(default)]
+    pub patience: Option<u64>,
+}
+
+/// Where gamma is above `gamma`, the first `epochs` epochs use this one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Warmup {
+    pub gamma: f64,
+    pub epochs: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceName {
+    #[default]
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
+}
+
+/// Which epoch's weights are the result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Select {
+    #[default]
+    Last,
+    /// The first with the largest worst-group accuracy on the validation rows.
+    BestValidationWorst,
+    /// The first with the largest average accuracy on the validation rows.
+    BestValidationAverage,
+}
+
+impl Params {
+    /// What serde cannot see. Errors: `BadInput`, naming the field and the cure.
+    pub fn check(&self) -> Result<()> {
+        let fail = |what: String| Err(bad(format!("params.{what}")));
+        if self.epochs == 0 {
+            return fail("epochs: 0: nothing would be trained".into());
+        }
+        if self.batch == 0 {
+            return fail("batch: 0: must be at least 1".into());
+        }
+        if self.micro_batch == Some(0) {
+            return fail("micro_batch: 0: must be at least 1".into());
+        }
+        if let Some(clip) = self.clip.filter(|c| !c.is_finite() || *c <= 0.0) {
+            return fail(format!("clip: {clip}: must be finite and above 0\nhint: leave it out not to clip"));
+        }
+        self.schedule.check().map_err(|e| bad(format!("params.{e}")))?;
+        if let Some(warmup) = self.warmup
+            && self.warms_up()
+            && warmup.epochs >= self.epochs
+        {
+            return fail(format!(
+                "warmup.epochs: {} of {}: leaves no epoch at gamma {}\nhint: lower warmup.epochs",
+                warmup.epochs, self.epochs, self.gamma
+            ));
+        }
+        if self.select != Select::Last && self.metrics_every == 0 {
+            return fail(
+                "metrics_every: 0: a best epoch is chosen among measured ones\nhint: set it to 1".into(),
+            );
+        }
+        if self.patience.is_some() && self.select == Select::Last {
+            return fail("patience: select is `last`: nothing says which epoch is better".into());
+        }
+        if self.patience == Some(0) {
+            return fail("patience: 0: must be at least 1".into());
+        }
+        match (self.device, self.dtype) {
+            (DeviceName::Cpu, Precision::Bf16) => {
+                fail("dtype: bf16: there is no bf16 arithmetic on the cpu\nhint: set dtype: f32".into())
+            }
+            (DeviceName::Cuda, _) if !cfg!(feature = "cuda") => fail(
+                "device: cuda: this program was built without CUDA\n\
+                 hint: set device: cpu, or build `stages` with --features cuda"
+                    .into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the warm-up applies.
+    pub fn warms_up(&self) -> bool {
+        self.warmup.is_some_and(|w| w.epochs > 0 && self.gamma > w.gamma) && self.temperatures.is_none()
+    }
+
+    /// The method at its real gamma, and at the warm-up's where it applies.
+    ///
+    /// Errors: `BadInput` as [`Method::new`].
+    pub fn methods(&self, counts: &Counts) -> Result<(Method, Option<Method>)> {
+        let at = |gamma: f64| {
+            let temperatures = self.temperatures.as_deref();
+            let request = Request { name: &self.method, gamma, temperatures, extras: &self.extras };
+            Method::new(request, counts).map_err(|e| bad(format!("params.{e}")))
+        };
+        let main = at(self.gamma)?;
+        if self.micro_batch.is_some() && !main.adds_up() {
+            return Err(bad(format!("params.micro_batch: the loss of {} joins a whole batch", self.method)));
+        }
+        let warm = self.warmup.filter(|_| self.warms_up()).map(|w| at(w.gamma)).transpose()?;
+        Ok((main, warm))
+    }
+}
