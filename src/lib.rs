@@ -7,6 +7,7 @@ pub mod graph;
 pub mod lease;
 pub mod lock;
 pub mod parse;
+pub mod pattern;
 pub mod pipeline;
 pub mod results;
 pub mod stat;
