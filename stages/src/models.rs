@@ -2,7 +2,9 @@
 //! checkpoints. Knows shapes and names, not losses, data sets or how training goes.
 
 pub mod checkpoint;
+pub mod convnet;
 pub mod head;
+pub mod resnet_cifar;
 
 use crate::nn::cpu::Cpu;
 use crate::rng::Stream;
@@ -10,7 +12,9 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
+use convnet::ConvBody;
 use head::Head;
+use resnet_cifar::Shortcut;
 
 /// Which model: the `model` param of a training stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,6 +22,14 @@ use head::Head;
 pub enum ModelParams {
     /// Logits are a linear function of the flattened input (channel first, as PyTorch flattens).
     Linear {
+        #[serde(default)]
+        head: HeadInit,
+    },
+    /// The CIFAR ResNet of depth 6n + 2.
+    ResnetCifar {
+        depth: usize,
+        #[serde(default)]
+        shortcut: Shortcut,
         #[serde(default)]
         head: HeadInit,
     },
@@ -92,6 +104,7 @@ impl Builder<'_> {
 enum Body {
     /// NHWC to channel-first rows, as PyTorch's `flatten(1)` orders them.
     Flatten,
+    Conv(ConvBody),
 }
 
 /// A trainable model on the CPU in float32.
@@ -111,13 +124,17 @@ pub fn build(params: &ModelParams, shape: Shape, cpu: Cpu, init: &mut Init<'_>) 
         shape.classes >= 2 && shape.channels > 0 && shape.height > 0 && shape.width > 0,
         "model: {shape:?}: needs at least two classes and a non-empty image"
     );
-    let _ = &cpu;
     let mut give = |name: &str| init(name);
     let mut builder = Builder { init: &mut give, parameters: vec![], buffers: vec![] };
     let (body, head) = match params {
         ModelParams::Linear { head } => {
             let inputs = shape.channels * shape.height * shape.width;
             (Body::Flatten, Head::new(&mut builder, "linear", inputs, shape.classes, *head)?)
+        }
+        ModelParams::ResnetCifar { depth, shortcut, head } => {
+            let body = resnet_cifar::build(&mut builder, shape, cpu, *depth, *shortcut)?;
+            let head = Head::new(&mut builder, "linear", resnet_cifar::FEATURES, shape.classes, *head)?;
+            (Body::Conv(body), head)
         }
     };
     let Builder { parameters, buffers, .. } = builder;
@@ -142,9 +159,9 @@ impl Model {
             "model: input: {:?} {dims:?}, expected F32 [N, {height}, {width}, {channels}]",
             images.dtype()
         );
-        let _ = train;
         match &self.body {
             Body::Flatten => Ok(images.permute((0, 3, 1, 2))?.flatten_from(1)?),
+            Body::Conv(body) => body.features(images, train),
         }
     }
 

@@ -1,3 +1,13 @@
 //! Layers that candle lacks, does slowly or whose gradients it drops. Knows tensors, not models, losses or data.
 
+pub mod conv;
+pub mod correlate;
 pub mod cpu;
+pub mod layout;
+pub mod memory;
+pub mod net;
+pub mod norm;
+pub mod op;
+pub mod pool;
+pub mod simd;
+pub mod weigh;

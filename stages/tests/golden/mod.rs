@@ -1,0 +1,131 @@
+//! Reads the golden files that models.py (beside this file) makes, and fills a model with the same formula.
+#![allow(dead_code)]
+
+use candle_core::{DType, Device, Tensor, Var};
+use safetensors::SafeTensors;
+use stages::models::{self, Model, ModelParams, Shape};
+use stages::nn::cpu::Cpu;
+use stages::rng::Stream;
+
+/// As `uniform` in models.py.
+pub fn uniform(name: &str, n: usize) -> Vec<f64> {
+    let digest = name
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325u64, |d, b| (d ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+    (1..=n as u64)
+        .map(|i| {
+            let mut z = digest.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            ((z ^ (z >> 31)) >> 40) as f64 / 8_388_608.0 - 1.0
+        })
+        .collect()
+}
+
+/// As `fill` in models.py.
+pub fn fill(name: &str, shape: &[usize]) -> Vec<f32> {
+    let fan: usize = shape.iter().skip(1).product();
+    let value = |u: f64| match () {
+        () if name.ends_with("running_var") => 1.0 + 0.5 * u,
+        () if name.ends_with("running_mean") => 0.1 * u,
+        () if shape.len() >= 2 => u * (6.0 / fan as f64).sqrt(),
+        () if name.ends_with("bias") => 0.1 * u,
+        () => 1.0 + 0.2 * u,
+    };
+    uniform(name, shape.iter().product()).into_iter().map(|u| value(u) as f32).collect()
+}
+
+/// A model with the golden files' weights.
+pub fn model(params: &str, shape: Shape, cpu: Cpu) -> Model {
+    let params: ModelParams = serde_json::from_str(params).unwrap();
+    let model = models::build(&params, shape, cpu, &mut |name| Stream::new(0, name, 0, 0)).unwrap();
+    for (name, var) in model.parameters().iter().chain(model.buffers()) {
+        if var.dtype() == DType::F32 {
+            set(var, fill(name, var.dims()));
+        }
+    }
+    model
+}
+
+pub fn set(var: &Var, values: Vec<f32>) {
+    var.set(&Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap()).unwrap();
+}
+
+/// As `images` in models.py: NHWC and labels.
+pub fn images(name: &str, n: usize, shape: Shape) -> (Tensor, Vec<u32>) {
+    let Shape { classes, channels, height, width } = shape;
+    let values = uniform(name, n * height * width * channels).into_iter().map(|u| u as f32).collect::<Vec<_>>();
+    let x = Tensor::from_vec(values, (n, height, width, channels), &Device::Cpu).unwrap();
+    (x, (0..n).map(|i| (i * 7 % classes) as u32).collect())
+}
+
+/// Mean cross-entropy.
+pub fn cross_entropy(logits: &Tensor, labels: &[u32]) -> Tensor {
+    let labels = Tensor::new(labels, &Device::Cpu).unwrap().unsqueeze(1).unwrap();
+    let chosen = logits.gather(&labels, 1).unwrap().squeeze(1).unwrap();
+    (logits.log_sum_exp(1).unwrap() - chosen).unwrap().mean_all().unwrap()
+}
+
+pub fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// ‖a − b‖ / ‖b‖.
+pub fn distance(a: &[f32], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - b)) / norm(&mut b.iter().copied())
+}
+
+/// The entries that models.py keeps.
+pub fn entries(values: &[f32]) -> Vec<f32> {
+    values.iter().step_by(values.len().div_ceil(512)).copied().collect()
+}
+
+pub struct Golden(Vec<u8>);
+
+impl Golden {
+    pub fn open(name: &str) -> Golden {
+        let path = format!("{}/tests/golden/{name}.safetensors", env!("CARGO_MANIFEST_DIR"));
+        Golden(std::fs::read(path).unwrap())
+    }
+
+    pub fn get(&self, name: &str) -> Vec<f64> {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap_or_else(|_| panic!("golden: {name} missing"));
+        view.data().chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect()
+    }
+}
+
+/// Logits in both modes, loss, every gradient and the running statistics of `model` against a golden file. Gradients:
+/// at most twice the error of PyTorch's own float32, and at most `limit` if one is given.
+pub fn check(golden: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Option<f64>) {
+    let golden = Golden::open(golden);
+    let evaluated = model.forward(x, false).unwrap();
+    let error = distance(&flat(&evaluated), &golden.get("eval"));
+    assert!(error <= 1e-5, "logits in evaluation mode: {error:.1e}");
+    let logits = model.forward(x, true).unwrap();
+    let error = distance(&flat(&logits), &golden.get("train"));
+    assert!(error <= 1e-5, "logits in training mode: {error:.1e}");
+    let loss = cross_entropy(&logits, labels);
+    let error = distance(&[loss.to_scalar::<f32>().unwrap()], &golden.get("loss"));
+    assert!(error <= 1e-5, "loss: {error:.1e}");
+    let gradients = loss.backward().unwrap();
+    let mut wrong = vec![];
+    for (name, var) in model.parameters() {
+        let gradient = flat(gradients.get(var).unwrap_or_else(|| panic!("{name}: no gradient")));
+        assert!(gradient.iter().any(|g| *g != 0.0), "{name}: a zero gradient");
+        let error = distance(&entries(&gradient), &golden.get(&format!("gradient/{name}")));
+        let torch = golden.get(&format!("error/gradient/{name}"))[0];
+        if error > 2.0 * torch || limit.is_some_and(|limit| error > limit) {
+            wrong.push(format!("{name}: {error:.2e}, PyTorch's float32 {torch:.2e}"));
+        }
+    }
+    assert!(wrong.is_empty(), "gradients:\n{}", wrong.join("\n"));
+    for (name, var) in model.buffers() {
+        if var.dtype() == DType::F32 {
+            let error = distance(&entries(&flat(var)), &golden.get(&format!("buffer/{name}")));
+            assert!(error <= 1e-5, "{name}: {error:.1e}");
+        }
+    }
+}

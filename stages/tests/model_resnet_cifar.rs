@@ -1,0 +1,75 @@
+//! The CIFAR ResNet against PyTorch's float64 (golden/models.py), on every instruction set and number of threads.
+
+mod golden;
+
+use golden::{cross_entropy, flat, images};
+use stages::models::Shape;
+use stages::nn::cpu::{Cpu, Isa};
+
+const SMALL: Shape = Shape { classes: 10, channels: 3, height: 16, width: 16 };
+const ODD: Shape = Shape { classes: 5, channels: 1, height: 13, width: 11 };
+const GREY: Shape = Shape { classes: 10, channels: 1, height: 28, width: 28 };
+
+fn available() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.available())
+}
+
+#[test]
+fn option_a_equals_pytorch() {
+    for isa in available() {
+        let cpu = Cpu::with_isa(isa, 1).unwrap();
+        let model = golden::model(r#"{"family":"resnet-cifar","depth":8}"#, SMALL, cpu);
+        let (x, labels) = images("images", 6, SMALL);
+        golden::check("resnet8a", &model, &x, &labels, Some(1e-4));
+    }
+}
+
+#[test]
+fn option_b_on_odd_images_equals_pytorch() {
+    for isa in available() {
+        let cpu = Cpu::with_isa(isa, 2).unwrap();
+        let model = golden::model(r#"{"family":"resnet-cifar","depth":8,"shortcut":"B"}"#, ODD, cpu);
+        let (x, labels) = images("images", 5, ODD);
+        golden::check("resnet8b", &model, &x, &labels, Some(1e-4));
+    }
+}
+
+#[test]
+fn depth_20_on_grey_images_equals_pytorch() {
+    for isa in available() {
+        let cpu = Cpu::with_isa(isa, 2).unwrap();
+        let model = golden::model(r#"{"family":"resnet-cifar","depth":20}"#, GREY, cpu);
+        let (x, labels) = images("images", 8, GREY);
+        golden::check("resnet20a", &model, &x, &labels, None);
+    }
+}
+
+/// Two steps of gradient descent: logits and parameters are the same bits for 1 to 4 threads.
+#[test]
+fn the_same_bits_for_any_number_of_threads() {
+    for isa in available() {
+        let run = |threads: usize| {
+            let cpu = Cpu::with_isa(isa, threads).unwrap();
+            let model = golden::model(r#"{"family":"resnet-cifar","depth":8}"#, GREY, cpu);
+            let (x, labels) = images("images", 21, GREY);
+            for _ in 0..2 {
+                let loss = cross_entropy(&model.forward(&x, true).unwrap(), &labels);
+                let gradients = loss.backward().unwrap();
+                for (_, var) in model.parameters() {
+                    let step = (gradients.get(var).unwrap() * 0.1).unwrap();
+                    var.set(&(var.as_tensor() - step).unwrap()).unwrap();
+                }
+            }
+            let mut bits: Vec<u32> = vec![];
+            for (_, var) in model.parameters().iter().chain(&model.buffers()[..2]) {
+                bits.extend(flat(var).iter().map(|v| v.to_bits()));
+            }
+            bits.extend(flat(&model.forward(&x, false).unwrap()).iter().map(|v| v.to_bits()));
+            bits
+        };
+        let one = run(1);
+        for threads in 2..=4 {
+            assert!(run(threads) == one, "{isa:?}: {threads} threads differ from one");
+        }
+    }
+}
