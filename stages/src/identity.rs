@@ -6,6 +6,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use crate::job::bad;
+use crate::nn::cpu::Isa;
 
 /// The kinds whose results are bits of floating-point arithmetic and so depend on the instruction set.
 const ARITHMETIC: &[&str] = &["train", "evaluate", "geometry"];
@@ -13,12 +14,14 @@ const ARITHMETIC: &[&str] = &["train", "evaluate", "geometry"];
 /// Prints the identity of the kind named by the first word.
 pub fn run(words: &[String]) -> Result<()> {
     let [kind] = words else { return Err(bad("one word is expected: the kind")) };
-    std::io::stdout().write_all(text(kind).as_bytes())?;
+    std::io::stdout().write_all(text(kind)?.as_bytes())?;
     Ok(())
 }
 
 /// The identity of a kind, one `name: value` a line.
-fn text(kind: &str) -> String {
+///
+/// Errors: `ITPIPE_ISA` names an instruction set that is not there.
+fn text(kind: &str) -> Result<String> {
     let mut lines = vec![
         format!("rustc: {}", env!("IT_RUSTC")),
         format!("target: {} {}", env!("IT_TARGET"), env!("IT_TARGET_FEATURES")),
@@ -28,26 +31,9 @@ fn text(kind: &str) -> String {
         format!("dependencies: {}", blake3::hash(env!("IT_DEPENDENCIES").as_bytes())),
     ];
     if ARITHMETIC.contains(&kind) {
-        lines.push(format!("instruction set: {}", instruction_set()));
+        lines.push(format!("instruction set: {}", Isa::detect()?.name()));
     }
-    lines.iter().map(|line| line.trim_end().to_string() + "\n").collect()
-}
-
-/// `avx512`, `avx2` or `portable`; `ITPIPE_ISA` overrides, as it does where the arithmetic is done.
-fn instruction_set() -> String {
-    if let Ok(forced) = std::env::var("ITPIPE_ISA") {
-        return forced;
-    }
-    #[cfg(target_arch = "x86_64")]
-    {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "avx512".to_string();
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return "avx2".to_string();
-        }
-    }
-    "portable".to_string()
+    Ok(lines.iter().map(|line| line.trim_end().to_string() + "\n").collect())
 }
 
 #[cfg(test)]
@@ -56,8 +42,8 @@ mod tests {
 
     #[test]
     fn says_what_compiled_it_and_nothing_of_the_place() {
-        let text = text("table");
-        assert_eq!(text, super::text("report"), "kinds without arithmetic share one identity");
+        let text = text("table").unwrap();
+        assert_eq!(text, super::text("report").unwrap(), "kinds without arithmetic share one identity");
         let here = env!("CARGO_MANIFEST_DIR");
         assert!(!text.contains(here) && !text.contains("/"), "a path in:\n{text}");
         assert!(text.starts_with("rustc: 1."), "{text}");
@@ -67,7 +53,7 @@ mod tests {
 
     #[test]
     fn only_arithmetic_names_the_instruction_set() {
-        assert!(text("train").contains("instruction set: "));
-        assert!(!text("prepare").contains("instruction set: "));
+        assert!(text("train").unwrap().contains("instruction set: "));
+        assert!(!text("prepare").unwrap().contains("instruction set: "));
     }
 }

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use stages::job::{self, Job};
-use stages::{fetch, identity, prepare, subsample, train};
 
 /// What a word stands for.
 enum Entry {
@@ -17,11 +16,13 @@ enum Entry {
 
 #[rustfmt::skip]
 const ENTRIES: &[(&str, Entry)] = &[
-    ("fetch", Entry::Stage(fetch::run)),
-    ("prepare", Entry::Stage(prepare::run)),
-    ("subsample", Entry::Stage(subsample::run)),
-    ("train", Entry::Stage(train::run)),
-    ("identity", Entry::Words(identity::run)),
+    ("fetch", Entry::Stage(stages::fetch::run)),
+    ("prepare", Entry::Stage(stages::prepare::run)),
+    ("subsample", Entry::Stage(stages::subsample::run)),
+    ("train", Entry::Stage(stages::train::run)),
+    ("evaluate", Entry::Stage(stages::evaluate::run)),
+    ("geometry", Entry::Stage(stages::geometry::run)),
+    ("identity", Entry::Words(stages::identity::run)),
 ];
 
 fn main() -> ExitCode {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Context;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,7 @@ use crate::job::{bad, read_json, write, write_json};
 #[serde(deny_unknown_fields)]
 pub struct IndicesMeta {
     /// Examples of a majority class for one of a minority class; 1 where nothing was thinned out.
+    #[serde(serialize_with = "whole")]
     pub ratio: f64,
     /// Training examples of a majority class.
     pub n_major: u64,
@@ -29,6 +30,11 @@ pub struct IndicesMeta {
     pub majority: Vec<u32>,
     /// The classes that were thinned out.
     pub minority: Vec<u32>,
+}
+
+/// Writes 10.0 as 10.
+fn whole<S: serde::Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+    crate::trained::whole(*value).serialize(to)
 }
 
 /// Row numbers into the arrays, by split; ascending.
@@ -48,14 +54,14 @@ impl Indices {
     /// Opens the folder that subsample wrote, for these arrays.
     ///
     /// Errors: `BadInput` for missing or malformed files, or a row that the arrays do not have.
-    pub fn open(folder: &Path, examples: &Examples) -> Result<Self> {
+    pub fn open(folder: &Path, examples: &Examples) -> anyhow::Result<Self> {
         let meta = read_json(&folder.join("meta.json"))?;
         let path = folder.join("indices.safetensors");
-        let read = || -> Result<Self> {
+        let read = || -> anyhow::Result<Self> {
             let bytes = fs::read(&path).map_err(bad)?;
             let tensors =
                 SafeTensors::deserialize(&bytes).map_err(|e| bad(format!("not safetensors: {e}")))?;
-            let rows = |name: &str| -> Result<Vec<u32>> {
+            let rows = |name: &str| -> anyhow::Result<Vec<u32>> {
                 let rows = u32s(&tensors, name)?;
                 match rows.iter().find(|&&row| row as usize >= examples.n()) {
                     Some(row) => Err(bad(format!("{name}: row {row} of {}", examples.n()))),
@@ -68,7 +74,7 @@ impl Indices {
     }
 
     /// Writes both files.
-    pub fn write(&self, folder: &Path) -> Result<()> {
+    pub fn write(&self, folder: &Path) -> anyhow::Result<()> {
         let bytes = |rows: &[u32]| rows.iter().flat_map(|row| row.to_le_bytes()).collect::<Vec<u8>>();
         let data = [("train", &self.train), ("validation", &self.validation), ("test", &self.test)]
             .map(|(name, rows)| (name, rows.len(), bytes(rows)));

@@ -1,0 +1,125 @@
+//! A trained network as evaluate and geometry see it: its weights loaded, what its training said of itself, the data
+//! that it belongs to. Knows the files of train; knows no metric.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_core::Tensor;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::batches::Pixels;
+use crate::data::indices::Indices;
+use crate::data::{Counts, Examples};
+use crate::job::{Job, bad, read_json};
+use crate::models::{self, Model, ModelParams, Shape};
+use crate::nn::cpu::Cpu;
+use crate::rng::Stream;
+
+/// Examples of one forward pass.
+const BATCH: usize = 256;
+
+/// What is read of `train.json`; the rest is train's own.
+#[derive(Deserialize)]
+struct TrainJson {
+    params: Value,
+    #[serde(default)]
+    temperatures: Value,
+    #[serde(default)]
+    training: Value,
+}
+
+/// Which data a number was computed from; the same object in every metrics file.
+#[derive(Debug, Clone, Serialize)]
+pub struct Source {
+    /// The set's name.
+    pub dataset: String,
+    /// Which of its forms.
+    pub variant: String,
+    /// Whether the arrays are bit for bit the published set.
+    pub exact: bool,
+    /// How far they are from it.
+    pub note: String,
+    /// The imbalance asked for; a whole number is written as one.
+    pub ratio: Value,
+    /// Training examples.
+    pub n_train: usize,
+    /// Chosen examples per group and split.
+    pub counts: Counts,
+}
+
+/// A trained network with its data.
+pub struct Trained {
+    /// The prepared arrays.
+    pub examples: Examples,
+    /// The rows that it was trained, chosen and is tested on.
+    pub indices: Indices,
+    /// The network, its weights loaded.
+    pub model: Model,
+    /// The params of its training.
+    pub params: Value,
+    /// The temperatures that its training used, or null.
+    pub temperatures: Value,
+    /// How its training ended.
+    pub training: Value,
+    pixels: Pixels,
+}
+
+impl Trained {
+    /// Opens inputs `weights`, `data` and `indices`.
+    ///
+    /// Errors: `BadInput` for files that are missing or not what they should be; weights of another model.
+    pub fn open(job: &Job) -> Result<Self> {
+        let examples = Examples::open(&job.input("data")?)?;
+        let indices = Indices::open(&job.input("indices")?, &examples)?;
+        let weights = job.input("weights")?;
+        Self::load(examples, indices, &weights, job.threads()).with_context(|| weights.display().to_string())
+    }
+
+    fn load(examples: Examples, indices: Indices, weights: &Path, threads: usize) -> Result<Self> {
+        let TrainJson { params, temperatures, training } = read_json(&weights.join("train.json"))?;
+        let model = params.get("model").cloned().ok_or_else(|| bad("train.json: params.model is missing"))?;
+        let model: ModelParams =
+            serde_json::from_value(model).map_err(|e| bad(format!("train.json: params.model: {e}")))?;
+        let meta = examples.meta();
+        let shape = Shape {
+            classes: meta.classes.len(),
+            channels: meta.channels,
+            height: meta.height,
+            width: meta.width,
+        };
+        // The start values are overwritten, which ones they are does not matter.
+        let mut init = |name: &str| Stream::new(0, name, 0, 0);
+        let model = models::build(&model, shape, Cpu::new(threads)?, &mut init)?;
+        model.load_published(&weights.join("weights.safetensors"))?;
+        let pixels = Pixels::new(meta);
+        Ok(Self { examples, indices, model, params, temperatures, training, pixels })
+    }
+
+    /// Calls `each` with batches of rows and their images [N, H, W, C], in order.
+    pub fn batches(&self, rows: &[u32], mut each: impl FnMut(&[u32], &Tensor) -> Result<()>) -> Result<()> {
+        for rows in rows.chunks(BATCH) {
+            each(rows, &self.pixels.tensor(&self.examples, rows)?)?;
+        }
+        Ok(())
+    }
+
+    /// What its data are.
+    pub fn source(&self) -> Source {
+        let (meta, chosen) = (self.examples.meta(), &self.indices.meta);
+        Source {
+            dataset: meta.dataset.clone(),
+            variant: meta.variant.clone(),
+            exact: meta.exact,
+            note: meta.note.clone(),
+            ratio: whole(chosen.ratio),
+            n_train: self.indices.train.len(),
+            counts: chosen.counts.clone(),
+        }
+    }
+}
+
+/// 10.0 as 10, 2.5 as 2.5.
+pub(crate) fn whole(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { Value::from(value as i64) } else { Value::from(value) }
+}
