@@ -292,25 +292,9 @@ fn ldam_margins(counts: &[usize], margin: f64) -> Result<Vec<f64>> {
 
 /// `; did you mean …?` with the nearest of `words`, or the list of them.
 pub fn hint(word: &str, words: &[&str]) -> String {
-    let near = words.iter().map(|w| (distance(word, w), *w)).min();
+    let near = words.iter().map(|w| (strsim::damerau_levenshtein(word, w), *w)).min();
     match near {
         Some((d, w)) if d <= 1 + w.len() / 3 => format!("; did you mean `{w}`?"),
         _ => format!("; one of: {}", words.join(", ")),
     }
-}
-
-/// Levenshtein's distance between two words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let cost = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = cost.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -107,7 +107,7 @@ fn start(folder: &Path) -> Child {
 
 fn params() -> Value {
     json!({
-        "model": {"family": "linear"}, "method": "it-classifier", "gamma": 0.5,
+        "model": {"family": "resnet-cifar", "depth": 8}, "method": "it-classifier", "gamma": 0.5,
         "warmup": {"gamma": 0.2, "epochs": 2}, "epochs": 6, "batch": 16,
         "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 2e-4},
         "schedule": {"name": "step", "rate": 0.05, "milestones": [4], "rates": [0.005]},
@@ -342,6 +342,7 @@ fn plain_errors() {
     fails(json!({"batch": 0}), 2, "params.batch: 0: must be at least 1");
     fails(json!({"warmup": {"gamma": 0.2, "epochs": 6}}), 2, "params.warmup.epochs: 6 of 6: leaves no epoch");
     fails(json!({"select": "best-validation-worst", "metrics_every": 0}), 2, "params.metrics_every: 0:");
+    fails(json!({"model": {"family": "resnet-cifar", "depth": 9}}), 2, "train: params.model: depth: 9");
     let empty = Bench::new(10, 0);
     let out = empty.train("e", &params(), 1);
     assert_eq!(out.status.code(), Some(2));

@@ -9,9 +9,8 @@ use stages::rng::Stream;
 
 /// As `uniform` in models.py.
 pub fn uniform(name: &str, n: usize) -> Vec<f64> {
-    let digest = name
-        .bytes()
-        .fold(0xCBF2_9CE4_8422_2325u64, |d, b| (d ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
+    let digest =
+        name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |d, b| (d ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
     (1..=n as u64)
         .map(|i| {
             let mut z = digest.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
@@ -54,7 +53,8 @@ pub fn set(var: &Var, values: Vec<f32>) {
 /// As `images` in models.py: NHWC and labels.
 pub fn images(name: &str, n: usize, shape: Shape) -> (Tensor, Vec<u32>) {
     let Shape { classes, channels, height, width } = shape;
-    let values = uniform(name, n * height * width * channels).into_iter().map(|u| u as f32).collect::<Vec<_>>();
+    let values =
+        uniform(name, n * height * width * channels).into_iter().map(|u| u as f32).collect::<Vec<_>>();
     let x = Tensor::from_vec(values, (n, height, width, channels), &Device::Cpu).unwrap();
     (x, (0..n).map(|i| (i * 7 % classes) as u32).collect())
 }
