@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use stages::job::{self, Job};
+use stages::{fetch, figure, identity, prepare, report, subsample, table, train};
 
 /// What a word stands for.
 enum Entry {
@@ -23,6 +24,14 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("evaluate", Entry::Stage(stages::evaluate::run)),
     ("geometry", Entry::Stage(stages::geometry::run)),
     ("identity", Entry::Words(stages::identity::run)),
+    ("fetch", Entry::Stage(fetch::run)),
+    ("prepare", Entry::Stage(prepare::run)),
+    ("subsample", Entry::Stage(subsample::run)),
+    ("train", Entry::Stage(train::run)),
+    ("table", Entry::Stage(table::run)),
+    ("figure", Entry::Stage(figure::run)),
+    ("report", Entry::Stage(report::run)),
+    ("identity", Entry::Words(identity::run)),
 ];
 
 fn main() -> ExitCode {

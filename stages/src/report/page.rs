@@ -1,0 +1,359 @@
+//! The page: markup from content, in the order in which a reader wants it. Knows no file.
+
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+use serde_json::Value;
+
+use super::{Content, Deviation, Setting, appendix};
+use crate::claims::{Claim, Computation, Further, Judged, Verdict};
+use crate::grid::{RowKind, anchor, decimal};
+use crate::table::dataset_label;
+use crate::theory;
+
+const STYLE: &str = include_str!("style.css");
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
+
+/// The whole document.
+pub fn html(c: &Content) -> Markup {
+    html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                title { (c.params.title) " · " (c.provenance.profile) }
+                style { (PreEscaped(STYLE)) }
+            }
+            body {
+                header {
+                    p.kicker { "profile " b { (c.provenance.profile) } }
+                    h1 { (c.params.title) }
+                    p.paper { (c.claims.paper) }
+                }
+                (banner(c))
+                (contents(c))
+                main {
+                    (results(c))
+                    (run(c))
+                    @for table in &c.tables {
+                        section id=(table.id) {
+                            h2 { (table.title) }
+                            @for grid in &table.grids { (PreEscaped(grid.html())) }
+                            ul.notes { @for note in &table.notes { li { (note) } } }
+                            p.files { "The same as "
+                                @for (i, e) in ["md", "tex", "csv"].iter().enumerate() {
+                                    @if i > 0 { ", " } a href=(format!("tables/{}.{e}", table.id)) { (e) }
+                                }
+                            }
+                        }
+                    }
+                    @for drawn in &c.figures {
+                        section id=(drawn.figure.id) {
+                            h2 { (drawn.figure.title) }
+                            figure {
+                                (PreEscaped(&drawn.fragment))
+                                figcaption { (drawn.figure.caption) }
+                            }
+                            p.files { "The same as "
+                                a href=(format!("figures/{}.svg", drawn.figure.id)) { "svg" } ", "
+                                a href=(format!("figures/{}.csv", drawn.figure.id)) { "csv" }
+                            }
+                        }
+                    }
+                    (verdicts(c))
+                    (readings(c))
+                    (rerun(c))
+                    (appendix::html(c))
+                }
+            }
+        }
+    }
+}
+
+fn banner(c: &Content) -> Markup {
+    if c.judges() {
+        return html! {};
+    }
+    html! {
+        aside.banner role="note" {
+            p { b { "Reduced: " } (c.params.reduced) }
+            p { "No verdicts: numbers of a reduced run neither confirm nor contradict the paper's, which stand beside them for orientation." }
+        }
+    }
+}
+
+fn contents(c: &Content) -> Markup {
+    html! {
+        nav aria-label="Contents" {
+            ul {
+                li { a href="#results" { "What came out" } }
+                li { a href="#run" { "What was run" } }
+                @for t in &c.tables { li { a href=(format!("#{}", t.id)) { (short(&t.title)) } } }
+                @for f in &c.figures { li { a href=(format!("#{}", f.figure.id)) { (short(&f.figure.title)) } } }
+                li { a href="#verdicts" { "Verdicts" } }
+                li { a href="#readings" { "The paper's text" } }
+                li { a href="#rerun" { "How to run it" } }
+                li { a href="#numbers" { "Every number" } }
+                li { a href="#stages" { "Every stage" } }
+            }
+        }
+    }
+}
+
+/// A title up to its colon.
+fn short(title: &str) -> &str {
+    title.split(':').next().unwrap_or(title)
+}
+
+/// The paired differences from ERM in words: whichever way they fell.
+fn results(c: &Content) -> Markup {
+    let mut lines: Vec<(String, Markup)> = vec![];
+    for table in c.tables.iter().filter(|t| t.layout == crate::table::Layout::Table2Shift) {
+        let Some(grid) = table.grids.first() else { continue };
+        for row in grid.rows.iter().filter(|r| r.kind == RowKind::Difference) {
+            for (column, cell) in grid.columns.iter().zip(&row.cells) {
+                if let crate::grid::Cell::Measured { mean, half_width, n, .. } = cell {
+                    let place = row.labels[0].clone();
+                    let what =
+                        format!("{} ({})", column.label, row.labels[1].split(',').next().unwrap_or_default());
+                    lines.push((place, difference(&what, *mean, *half_width, *n)));
+                }
+            }
+        }
+    }
+    let mut places: Vec<&String> = lines.iter().map(|(p, _)| p).collect();
+    places.dedup();
+    html! {
+        section id="results" {
+            h2 { "What came out" }
+            @if lines.is_empty() {
+                p { "No method was run beside ERM on the same seeds." }
+            } @else {
+                p { "Worst-class accuracy on the balanced test set, minus ERM's, paired by seed:" }
+                dl.results {
+                    @for place in places {
+                        dt { (place) }
+                        dd { ul { @for (_, line) in lines.iter().filter(|(p, _)| p == place) { li { (line) } } } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn difference(what: &str, mean: f64, half: Option<f64>, n: usize) -> Markup {
+    let value = decimal(mean, 1, true);
+    let (interval, word) = match half {
+        None => (String::new(), "one seed, so no interval"),
+        Some(h) => {
+            let word = match (mean - h > 0.0, mean + h < 0.0) {
+                (true, _) => "above ERM",
+                (_, true) => "below ERM",
+                _ => "not told apart from ERM",
+            };
+            (format!(" ± {}", decimal(h, 1, false)), word)
+        }
+    };
+    html! { (what) ": " b { (value) (interval) " points" } " — " (word) @if n > 1 { " (" (n) " seeds)" } }
+}
+
+fn run(c: &Content) -> Markup {
+    let differs = |s: &Setting| s.paper != s.here && words(&s.paper) != words(&s.here);
+    html! {
+        section id="run" {
+            h2 { "What was run" }
+            div.grid tabindex="0" { table {
+                caption { "Settings; those that differ from appendix E are marked" }
+                thead { tr { th scope="col" { "setting" } th scope="col" { "paper" } th scope="col" { "here" } } }
+                tbody {
+                    @for s in &c.params.settings {
+                        tr.differs[differs(s)] {
+                            th scope="row" { (s.what) }
+                            td.text { (words(&s.paper)) }
+                            td.text { @if differs(s) { mark { (words(&s.here)) } } @else { (words(&s.here)) } }
+                        }
+                    }
+                }
+            } }
+            @if !c.params.deviations.is_empty() {
+                div.grid tabindex="0" { table {
+                    caption { "Deviations that hold in every profile, each with its reason" }
+                    thead { tr { th scope="col" { "what" } th scope="col" { "paper" } th scope="col" { "here" } th scope="col" { "why" } } }
+                    tbody { @for d in &c.params.deviations { (deviation(d)) } }
+                } }
+            }
+            h3 { "Data" }
+            ul {
+                @for s in &c.sources {
+                    li {
+                        b { (dataset_label(&s.dataset)) } ", variant " code { (s.variant) } ": "
+                        @if s.exact { "bit for bit the published images" } @else { "not the published data set as a whole" }
+                        @if !s.note.is_empty() { " (" (s.note) ")" }
+                        "."
+                        @if !s.exact { " Every number computed from it carries this note." }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn deviation(d: &Deviation) -> Markup {
+    html! { tr { th scope="row" { (d.what) } td.text { (d.paper) } td.text { (d.here) } td.text { (d.why) } } }
+}
+
+/// A value as a person would write it: `a, b` for a list, `name x, rate 0.1` for a map.
+fn words(value: &Value) -> String {
+    match value {
+        Value::Null => "—".to_string(),
+        Value::String(text) => text.clone(),
+        Value::Array(all) => all.iter().map(words).collect::<Vec<_>>().join(", "),
+        Value::Object(map) => {
+            map.iter().map(|(k, v)| format!("{k} {}", words(v))).collect::<Vec<_>>().join(" · ")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn verdicts(c: &Content) -> Markup {
+    if !c.judges() {
+        return html! {
+            section id="verdicts" {
+                h2 { "Verdicts" }
+                p { "None: this run is reduced. The " (c.claims.claims.len()) " claims of " code { "claims.yaml" }
+                    ", with margins fixed before any run, are judged in the unreduced profile." }
+            }
+        };
+    }
+    let all = c.verdicts();
+    let count = |f: fn(&Verdict) -> bool| all.iter().filter(|j| f(&j.verdict)).count();
+    html! {
+        section id="verdicts" {
+            h2 { "Verdicts" }
+            p {
+                (count(|v| *v == Verdict::Match)) " match, "
+                (count(|v| *v == Verdict::Contradicted)) " contradicted, "
+                (count(|v| matches!(v, Verdict::Inconclusive(_)))) " inconclusive, "
+                (count(|v| *v == Verdict::NotRun)) " not run, of " (all.len()) " claims. The margins were fixed before any run; the paper's number is one draw of unknown spread, so that the test's variance is s²(1 + 1/n)."
+            }
+            div.grid tabindex="0" { table {
+                thead { tr {
+                    th scope="col" { "claim" } th scope="col" { "paper" } th scope="col" { "here" } th scope="col" { "margin" } th scope="col" { "verdict" }
+                } }
+                tbody { @for judged in &all { (verdict(c, judged)) } }
+            } }
+            h3 { "Margins" }
+            dl { @for (name, m) in &c.claims.margins { dt { (name) ": " (m.size) } dd { (m.reason) "." } } }
+        }
+    }
+}
+
+fn verdict(c: &Content, judged: &Judged) -> Markup {
+    let digits = match judged.claim {
+        Claim::Number { .. } | Claim::Ordering { .. } => 2,
+        Claim::Range { .. } => 2,
+    };
+    let signed = matches!(judged.claim, Claim::Ordering { .. });
+    let (class, text) = match judged.verdict {
+        Verdict::Match => ("match", "match".to_string()),
+        Verdict::Contradicted => ("contradicted", "contradicted".to_string()),
+        Verdict::Inconclusive(Further::Seeds(n)) => ("open", format!("inconclusive: {n} more seeds")),
+        Verdict::Inconclusive(Further::NoNumber) => {
+            ("open", "inconclusive: no number of seeds settles it".to_string())
+        }
+        Verdict::Inconclusive(Further::Unknown) => {
+            ("open", "inconclusive: one seed shows no spread".to_string())
+        }
+        Verdict::NotRun => ("none", "not run".to_string()),
+    };
+    let margin = c.claims.margins.get(judged.claim.margin()).map(|m| m.size.to_string()).unwrap_or_default();
+    html! {
+        tr id=(format!("c-{}", judged.claim.id())) {
+            th scope="row" { (judged.claim.place()) @if let Some(note) = judged.claim.note() { small { (note) } } }
+            td { (judged.claim.says()) }
+            td {
+                @if let Some(ours) = judged.ours {
+                    @let href = judged.claim.quantities().first().map(|q| format!("#{}", anchor(q))).unwrap_or_default();
+                    a href=(href) { (decimal(ours.mean, digits, signed)) }
+                    small { @if let Some(h) = judged.half_width { "± " (decimal(h, digits, false)) " " } span.n { "n " (ours.n) } }
+                } @else { "–" }
+            }
+            td { (margin) }
+            td.verdict.(class) { (text) }
+        }
+    }
+}
+
+fn readings(c: &Content) -> Markup {
+    html! {
+        section id="readings" {
+            h2 { "Wrong, missing or ambiguous in the paper, and how it is read here" }
+            @for r in &c.claims.readings {
+                article.reading {
+                    h3 { (r.r#where) }
+                    p { span.label { "printed" } " " (r.printed) }
+                    p { span.label { "read as" } " " (r.reading) }
+                    @match r.computed {
+                        Some(Computation::Arccos) => (arccos()),
+                        Some(Computation::ClosedForms) => (closed_forms()),
+                        None => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+const CLASSES: u32 = 10;
+
+fn arccos() -> Markup {
+    let line = |name: &str, cosine: f64| {
+        html! { tr { th scope="row" { (name) }
+        td { (decimal(theory::degrees(-cosine), 2, false)) "°" } td { (decimal(theory::degrees(cosine), 2, false)) "°" } } }
+    };
+    html! {
+        div.grid tabindex="0" { table {
+            caption { "Computed for K = " (CLASSES) }
+            thead { tr { th scope="col" { "line" } th scope="col" { "as printed" } th scope="col" { "with the minus" } } }
+            tbody { (line("arccos(±1/(K−1))", theory::simplex(CLASSES))) (line("arccos(±1/(K/2−1))", theory::simplex(CLASSES / 2))) }
+        } }
+    }
+}
+
+fn closed_forms() -> Markup {
+    let angle = |cosine: f64| format!("{}°", decimal(theory::degrees(cosine), 2, false));
+    html! {
+        div.grid tabindex="0" { table {
+            caption { "Computed for K = " (CLASSES) ": angles between classifier rows" }
+            thead { tr { th scope="col" { "R" } th scope="col" { "IT(H), every pair" } th scope="col" { "IT(W), majority" } th scope="col" { "IT(W), minority" } } }
+            tbody {
+                @for ratio in [1u32, 2, 5, 10, 20, 50, 100, 1000] {
+                    @let cosines = theory::it_classifier(CLASSES, f64::from(ratio));
+                    tr { th scope="row" { (ratio) }
+                        td { (angle(theory::simplex(CLASSES))) } td { (angle(cosines.majority)) } td { (angle(cosines.minority)) } }
+                }
+            }
+        } }
+    }
+}
+
+fn rerun(c: &Content) -> Markup {
+    let profile = &c.provenance.profile;
+    let mirror = c.provenance.vars.get("variant").and_then(Value::as_str) == Some("mirror");
+    let mirror = if mirror { " --mirror DIR" } else { "" };
+    html! {
+        section id="rerun" {
+            h2 { "How to run it" }
+            pre { "cargo run --release -- run report --profile " (profile) (mirror) }
+            @if !mirror.is_empty() { p { code { "DIR" } " holds the files in the Hub's own layout; their digests are pinned, and another file is refused." } }
+            p { "What is up to date is not run again. Why a stage would run, its log, and what it is made of:" }
+            pre {
+                "target/release/itpipe why STAGE --profile " (profile) "\n"
+                "target/release/itpipe log STAGE --profile " (profile)
+            }
+            p { "This page is a function of its inputs alone. When, where and for how long each stage ran stands in "
+                a href="run.json" { "run.json" } " beside it." }
+        }
+    }
+}
