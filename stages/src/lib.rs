@@ -2,6 +2,7 @@
 //! and figures; knows no cache, no digest of the engine, no graph.
 
 pub mod batches;
+pub mod bench;
 pub mod checkpoint;
 pub mod claims;
 pub mod data;

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use stages::job::{self, Job};
 use stages::{fetch, figure, identity, prepare, report, subsample, table, train};
+use stages::{bench, fetch, identity, prepare, subsample, train};
 
 /// What a word stands for.
 enum Entry {
@@ -31,6 +32,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("table", Entry::Stage(table::run)),
     ("figure", Entry::Stage(figure::run)),
     ("report", Entry::Stage(report::run)),
+    ("bench", Entry::Words(bench::run)),
     ("identity", Entry::Words(identity::run)),
 ];
 

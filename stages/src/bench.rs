@@ -1,0 +1,129 @@
+//! `stages bench MODEL …`: the speed of a training step on made-up data, as one JSON line. Knows no data set; its
+//! numbers are measurements of this machine and enter no result.
+
+use crate::job::bad;
+use crate::loss;
+use crate::models::{self, ModelParams, Shape};
+use crate::nn::cpu::Cpu;
+use crate::optim::{Optimizer, OptimizerParams};
+use crate::rng::Stream;
+use anyhow::{Context, Result};
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
+use std::time::Instant;
+
+const USAGE: &str = "usage: stages bench MODEL [--batch B] [--threads T] [--steps K] [--image N] [--channels C] \
+                     [--classes K]\nMODEL: resnet<depth>[b] (CIFAR), linear, or a model's params as JSON";
+
+struct Request {
+    params: ModelParams,
+    batch: usize,
+    threads: usize,
+    steps: usize,
+    shape: Shape,
+}
+
+/// Runs one bench and prints its line.
+///
+/// Errors: words that it does not know; what building and running a model may report.
+pub fn run(words: &[String]) -> Result<()> {
+    let request = parse(words)?;
+    let line = measure(&request)?;
+    println!("{line}");
+    Ok(())
+}
+
+fn parse(words: &[String]) -> Result<Request> {
+    let model = words.first().ok_or_else(|| bad(format!("a model is missing\n{USAGE}")))?;
+    let mut options = std::collections::BTreeMap::new();
+    for pair in words[1..].chunks(2) {
+        let name = pair[0].strip_prefix("--").unwrap_or_default();
+        if !["batch", "threads", "steps", "image", "channels", "classes"].contains(&name) || pair.len() < 2 {
+            return Err(bad(format!("{}: unknown word or value missing\n{USAGE}", pair[0])));
+        }
+        let value: usize =
+            pair[1].parse().map_err(|_| bad(format!("{}: {}: not a number", pair[0], pair[1])))?;
+        options.insert(name, value.max(1));
+    }
+    let option = |name: &str, default: usize| options.get(name).copied().unwrap_or(default);
+    let image = option("image", 32);
+    Ok(Request {
+        params: named(model)?,
+        batch: option("batch", 128),
+        threads: option("threads", 1),
+        steps: option("steps", 10),
+        shape: Shape {
+            classes: option("classes", 10).max(2),
+            channels: option("channels", 3),
+            height: image,
+            width: image,
+        },
+    })
+}
+
+fn named(model: &str) -> Result<ModelParams> {
+    let depth = |word: &str| word.strip_prefix("resnet").and_then(|d| d.parse::<usize>().ok());
+    let params = match (model, depth(model), model.strip_suffix('b').and_then(depth)) {
+        (_, Some(depth), _) => json!({"family": "resnet-cifar", "depth": depth}).to_string(),
+        (_, _, Some(depth)) => json!({"family": "resnet-cifar", "depth": depth, "shortcut": "B"}).to_string(),
+        (word, ..) if word.starts_with('{') => word.to_string(),
+        (word, ..) => json!({"family": word}).to_string(),
+    };
+    serde_json::from_str(&params).map_err(|e| bad(format!("{model}: unknown model: {e}\n{USAGE}")))
+}
+
+fn measure(request: &Request) -> Result<Value> {
+    let Request { params, batch, threads, steps, shape } = request;
+    let cpu = Cpu::new(*threads)?;
+    let isa = cpu.isa.name();
+    let model = models::build(params, *shape, cpu, &mut |name| Stream::new(0, name, 0, 0))?;
+    let sgd = OptimizerParams::Sgd { momentum: 0.9, weight_decay: 2e-4, nesterov: false, groups: vec![] };
+    let mut optimizer = Optimizer::new(&sgd, model.parameters())?;
+    let n = batch * shape.height * shape.width * shape.channels;
+    let pixels = Stream::new(0, "bench", 0, 0).normals(n, 0.0, 1.0);
+    let x = Tensor::from_vec(pixels, (*batch, shape.height, shape.width, shape.channels), &Device::Cpu)?;
+    let labels: Vec<u32> = (0..*batch).map(|i| (i % shape.classes) as u32).collect();
+    let (mut forward, mut backward, mut update, mut whole) = (vec![], vec![], vec![], vec![]);
+    let mut last = 0.0;
+    // The first step fills the buffers and is not counted.
+    for step in 0..=*steps {
+        let start = Instant::now();
+        let loss = loss::cross_entropy(&model.forward(&x, true)?, &labels)?.mean_all()?;
+        last = loss.to_scalar::<f32>()?;
+        let forwarded = Instant::now();
+        let mut store = loss.backward()?;
+        let backwarded = Instant::now();
+        let gradients = optimizer.gradients(&mut store)?;
+        optimizer.step(&gradients, 0.1, 1.0)?;
+        drop((store, gradients, loss));
+        let end = Instant::now();
+        if step > 0 {
+            let ms = |a: Instant, b: Instant| (b - a).as_secs_f64() * 1e3;
+            forward.push(ms(start, forwarded));
+            backward.push(ms(forwarded, backwarded));
+            update.push(ms(backwarded, end));
+            whole.push(ms(start, end));
+        }
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        (times[times.len() / 2] * 100.0).round() / 100.0
+    };
+    let all = median(&mut whole);
+    Ok(json!({
+        "model": params, "batch": batch, "threads": threads, "isa": isa, "steps": steps,
+        "image": [shape.height, shape.width, shape.channels],
+        "examples_per_second": (*batch as f64 / all * 1e4).round() / 10.0,
+        "ms": {"forward": median(&mut forward), "backward": median(&mut backward), "update": median(&mut update),
+            "step": all, "least": (whole[0] * 100.0).round() / 100.0},
+        "peak_memory_mb": peak_memory()?, "loss": last,
+    }))
+}
+
+/// The largest resident size so far, in MB; null where the system does not tell.
+fn peak_memory() -> Result<Value> {
+    let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return Ok(Value::Null) };
+    let line = status.lines().find(|l| l.starts_with("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("no VmHWM")?.parse()?;
+    Ok(json!(kib / 1024))
+}
