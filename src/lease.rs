@@ -162,6 +162,11 @@ impl Lease {
         }
     }
 
+    /// The descriptor of the lock, for an executor that passes it to the stage's processes itself.
+    pub fn descriptor(&self) -> std::os::fd::RawFd {
+        self.file.as_raw_fd()
+    }
+
     /// Writes down which process group the stage is, after it was started as the leader of a group of its own.
     pub fn started(&mut self, pid: u32) -> io::Result<()> {
         self.holder.stage = Process::of(pid as i32);

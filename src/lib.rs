@@ -1,16 +1,34 @@
 //! The engine of itpipe: a small, ML-free build system. The modules are described in DESIGN.md.
 
+pub mod action;
 pub mod cas;
+pub mod cli;
+pub mod code;
+pub mod command;
 pub mod digest;
+pub mod error;
+pub mod event;
+pub mod executor;
 pub mod gc;
 pub mod graph;
+pub mod job;
 pub mod lease;
 pub mod lock;
+pub mod orphan;
 pub mod parse;
 pub mod pattern;
 pub mod pipeline;
+pub mod plan;
+pub mod program;
+pub mod progress;
+pub mod publish;
 pub mod results;
+pub mod run;
+pub mod sandbox;
+pub mod schedule;
+pub mod session;
 pub mod stat;
 pub mod stat_cache;
 pub mod tree;
 pub mod walk;
+pub mod why;

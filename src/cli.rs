@@ -1,0 +1,182 @@
+//! The command line and its `ITPIPE_` variables. Nothing else reads either. Knows no pipeline.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done: every wanted stage has its result
+    1  a stage failed (or `verify`, `diff`, `cache verify` found a difference)
+    2  bad usage, bad pipeline, or an input that is not there
+    3  the store, the lock file or the machine: unwritable, full, damaged
+  130  stopped by Ctrl-C (143 by SIGTERM); stages that could keep a checkpoint have kept it
+
+Every option can be given as a variable: ITPIPE_PROFILE=smoke is --profile smoke.";
+
+/// Runs the stages of pipeline.yaml whose inputs changed, and says why.
+#[derive(Debug, Parser)]
+#[command(name = "itpipe", version, about, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Args, Clone, Debug)]
+pub struct Global {
+    /// The pipeline; its folder is the repository. Without it: pipeline.yaml here or in a folder above
+    #[arg(short, long, value_name = "FILE", global = true, env = "ITPIPE_FILE")]
+    pub file: Option<PathBuf>,
+    /// The profile whose variables are in force; without it the pipeline's default-profile
+    #[arg(long, value_name = "NAME", global = true, env = "ITPIPE_PROFILE")]
+    pub profile: Option<String>,
+    /// Set a variable of the pipeline for this run, value as YAML; such a run does not write pipeline.lock
+    #[arg(
+        short = 'S',
+        long = "set",
+        value_name = "NAME=VALUE",
+        global = true,
+        env = "ITPIPE_SET",
+        value_delimiter = '\n'
+    )]
+    pub set: Vec<String>,
+    /// The folder of the store; without it: cache/ beside the pipeline
+    #[arg(long, value_name = "DIR", global = true, env = "ITPIPE_CACHE")]
+    pub cache: Option<PathBuf>,
+    /// Colours in the output; NO_COLOR is respected
+    #[arg(long, value_name = "WHEN", global = true, env = "ITPIPE_COLOR", default_value = "auto")]
+    pub color: Color,
+}
+
+/// When to colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+/// How stages are run.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RunArgs {
+    /// Stages: a name, a base name (all its instances) or a pattern such as 'train[cifar10,*]'; none: all
+    pub targets: Vec<String>,
+    /// Capacity of the pool `cpu`; without it the number of cores
+    #[arg(short, long, value_name = "N", env = "ITPIPE_JOBS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub jobs: Option<u32>,
+    /// After a failure go on with all that does not depend on it (the default)
+    #[arg(short, long, env = "ITPIPE_KEEP_GOING", overrides_with = "fail_fast")]
+    pub keep_going: bool,
+    /// After a failure start nothing new
+    #[arg(long, env = "ITPIPE_FAIL_FAST")]
+    pub fail_fast: bool,
+    /// A folder with the files that sources would download
+    #[arg(long, value_name = "DIR", env = "ITPIPE_MIRROR")]
+    pub mirror: Option<PathBuf>,
+    /// Sources must not use the network
+    #[arg(long, env = "ITPIPE_OFFLINE")]
+    pub offline: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Bring stages up to date
+    Run(RunArgs),
+    /// Say what `run` would do, and why; runs nothing
+    Plan {
+        /// Stages, as for run
+        targets: Vec<String>,
+    },
+    /// Name the first cause for which a stage would run again (or ran last), with old and new value
+    Why {
+        /// A stage
+        stage: String,
+        /// Show every line of the manifest that its key is made of
+        #[arg(long)]
+        manifest: bool,
+    },
+    /// Draw the stages
+    Graph {
+        /// Stages, with all that they need; none: all
+        targets: Vec<String>,
+        /// How to draw
+        #[arg(long, value_name = "FORMAT", default_value = "text", env = "ITPIPE_GRAPH_FORMAT")]
+        format: GraphFormat,
+    },
+    /// Print what a stage wrote when it last ran
+    Log {
+        /// A stage
+        stage: String,
+        /// Go on printing while it runs
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Show the result of a stage: key, inputs, files, when and where it ran
+    Show {
+        /// A stage
+        stage: String,
+        /// As one JSON document
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare the results of two stages, or of one stage in two profiles (`train@smoke`)
+    Diff {
+        /// A stage, with `@profile` for another profile
+        left: String,
+        /// Another
+        right: String,
+    },
+    /// Check the pipeline: everything that can be wrong before a stage runs
+    Validate,
+    /// Look at this machine: the store, the sandbox, tools, room on the disk
+    Doctor,
+    /// Record that today's key of a stage gives the result that it had before
+    Accept {
+        /// A stage whose key changed
+        stage: String,
+        /// Why the bytes cannot have changed; recorded
+        #[arg(long)]
+        reason: String,
+    },
+    /// Run a stage again beside its result and compare
+    Verify {
+        /// Stages
+        #[arg(required = true)]
+        targets: Vec<String>,
+    },
+    /// The store
+    #[command(subcommand)]
+    Cache(CacheCommand),
+}
+
+/// What to do with the store.
+#[derive(Debug, Subcommand)]
+pub enum CacheCommand {
+    /// List the recorded results
+    Ls,
+    /// Hash every blob again; damaged ones are set aside and their stages run again when needed
+    Verify,
+    /// Delete what no lock and no result of the last 90 days needs
+    Gc {
+        /// Only say what would go
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Print the folder of the store, or of the output of a stage
+    Path {
+        /// A stage
+        stage: Option<String>,
+    },
+}
+
+/// How `graph` draws.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GraphFormat {
+    Text,
+    Dot,
+    Mermaid,
+}

@@ -1,0 +1,190 @@
+//! The commands, each a short function over the session. Knows what to print on stdout; the work is done elsewhere.
+
+mod inspect;
+mod keep;
+
+use std::fmt::Write as _;
+
+use crate::cli::{CacheCommand, Cli, Command, Global, GraphFormat};
+use crate::error::Error;
+use crate::event::Event;
+use crate::plan::{Fate, plan};
+use crate::session::{self, Keys, Session};
+
+/// Does what the command line says. Returns the exit code.
+pub fn run(cli: Cli) -> Result<u8, Error> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Run(args) => crate::run::run(global, &args),
+        Command::Plan { targets } => plan_command(global, &targets),
+        Command::Why { stage, manifest } => why(global, &stage, manifest),
+        Command::Graph { targets, format } => graph(global, &targets, format),
+        Command::Log { stage, follow } => inspect::log(global, &stage, follow),
+        Command::Show { stage, json } => inspect::show(global, &stage, json),
+        Command::Diff { left, right } => inspect::diff(global, &left, &right),
+        Command::Validate => validate(global),
+        Command::Doctor => inspect::doctor(global),
+        Command::Accept { stage, reason } => keep::accept(global, &stage, &reason),
+        Command::Verify { targets } => keep::verify(global, &targets),
+        Command::Cache(CacheCommand::Ls) => keep::list(global),
+        Command::Cache(CacheCommand::Verify) => keep::verify_store(global),
+        Command::Cache(CacheCommand::Gc { dry_run }) => keep::gc(global, dry_run),
+        Command::Cache(CacheCommand::Path { stage }) => keep::path(global, stage.as_deref()),
+    }
+}
+
+/// Prints to stdout; a reader that has seen enough (`| head`) ends nothing.
+fn print(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+fn plan_command(global: &Global, targets: &[String]) -> Result<u8, Error> {
+    let session = Session::open(global)?;
+    let stages = session.graph.upstream(&session.select(targets)?);
+    let mut out = String::new();
+    for (name, program) in session.programs_of(&stages) {
+        if session.programs().current(program)?.is_none() {
+            let _ = writeln!(out, "build    {name}: {}", program.build.as_deref().unwrap_or(&program.path));
+        }
+    }
+    let (mut current, mut run, mut may) = (0, 0, 0);
+    let mut stuck = 0;
+    for (id, fate) in plan(&session, &stages)? {
+        let name = &session.stage(id).name;
+        let _ = match fate {
+            Fate::UpToDate(_) => {
+                current += 1;
+                Ok(())
+            }
+            Fate::Run(cause) => {
+                run += 1;
+                writeln!(out, "run      {name}: {cause}")
+            }
+            Fate::After(first) => {
+                may += 1;
+                writeln!(out, "maybe    {name}: after {}", session.stage(first).name)
+            }
+            Fate::Stuck(why) => {
+                stuck += 1;
+                writeln!(out, "stuck    {name}: {why}")
+            }
+        };
+    }
+    let _ = write!(out, "{run} to run, {may} that depend on them, {current} up to date");
+    out.push_str(&if stuck > 0 { format!(", {stuck} that cannot run\n") } else { "\n".into() });
+    print(&out);
+    let _ = session.stat.save();
+    Ok(if stuck > 0 { crate::error::BAD_INPUT } else { 0 })
+}
+
+fn why(global: &Global, stage: &str, manifest: bool) -> Result<u8, Error> {
+    let session = Session::open(global)?;
+    let id = session.select_one(stage)?;
+    let stages = session.graph.upstream(&[id]);
+    let fates = plan(&session, &stages)?;
+    let mut out = String::new();
+    let name = &session.stage(id).name;
+    if let Some((_, fate)) = fates.iter().find(|(stage, _)| *stage == id) {
+        let _ = match fate {
+            Fate::UpToDate(output) => {
+                let _ = writeln!(out, "{name}: up to date, key {}", output.key.short());
+                match inspect::last_cause(&session, name) {
+                    Some(cause) => writeln!(out, "  ran last because of {cause}"),
+                    None => Ok(()),
+                }
+            }
+            Fate::Run(cause) => {
+                let _ = writeln!(out, "{name}: would run: {cause}");
+                if let crate::why::Cause::Changed(changes) = cause {
+                    for change in changes.iter().take(40) {
+                        let _ = writeln!(out, "  {change}");
+                    }
+                    if changes.len() > 40 {
+                        let _ = writeln!(out, "  … and {} more", changes.len() - 40);
+                    }
+                }
+                Ok(())
+            }
+            Fate::After(first) => {
+                let cause = fates.iter().find_map(|(stage, fate)| match fate {
+                    Fate::Run(cause) if stage == first => Some(cause.to_string()),
+                    Fate::Stuck(why) if stage == first => Some(why.clone()),
+                    _ => None,
+                });
+                let first = &session.stage(*first).name;
+                writeln!(
+                    out,
+                    "{name}: would be looked at after {first}, which would run: {}",
+                    cause.unwrap_or_default()
+                )
+            }
+            Fate::Stuck(why) => writeln!(out, "{name}: cannot run: {why}"),
+        };
+    }
+    if manifest {
+        let keys = Keys::current(&session, &stages)?;
+        for (field, value) in inspect::manifest(&session, &keys, id, &fates)? {
+            let _ = writeln!(out, "  {field} = {value}");
+        }
+    }
+    print(&out);
+    Ok(0)
+}
+
+fn graph(global: &Global, targets: &[String], format: GraphFormat) -> Result<u8, Error> {
+    let (root, file) = session::find(global)?;
+    let (pipeline, graph) = session::read(global, &root, &file)?;
+    let stages = match targets.is_empty() {
+        true => graph.order().to_vec(),
+        false => graph.upstream(&graph.select(&pipeline, targets).map_err(Error::input)?),
+    };
+    let text = match format {
+        GraphFormat::Text => graph.text(&pipeline, &stages),
+        GraphFormat::Dot => graph.dot(&pipeline, &stages),
+        GraphFormat::Mermaid => graph.mermaid(&pipeline, &stages),
+    };
+    print(&text);
+    Ok(0)
+}
+
+fn validate(global: &Global) -> Result<u8, Error> {
+    let (root, file) = session::find(global)?;
+    let (pipeline, _) = session::read(global, &root, &file)?;
+    let mut problems = Vec::new();
+    for (_, stage) in pipeline.iter() {
+        for source in stage.inputs.iter().flat_map(|(_, input)| input.sources()) {
+            if let crate::pipeline::Source::Repo(path) = source
+                && !root.join(path).exists()
+            {
+                problems.push(format!("{}: {}: ./{path}: no such file", stage.location, stage.name));
+            }
+        }
+        let what = format!("{}: {}: code", stage.kind.location, stage.name);
+        if let Err(error) = crate::code::files(&root, &stage.kind.code, &what) {
+            problems.push(error.text);
+        }
+    }
+    problems.dedup();
+    if !problems.is_empty() {
+        return Err(Error::input(problems.join("\n")));
+    }
+    print(&format!(
+        "{}: {} stages, profile {}: good\n",
+        file.display(),
+        pipeline.stages.len(),
+        pipeline.profile
+    ));
+    Ok(0)
+}
+
+/// Builds what is needed and says so on stderr.
+fn built<'a>(
+    session: &'a Session,
+    stages: &[crate::pipeline::StageId],
+    global: &Global,
+) -> Result<Keys<'a>, Error> {
+    let mut view = crate::progress::view(global.color);
+    Keys::build(session, stages, &mut |event: Event| view.event(&event))
+}

@@ -1,0 +1,310 @@
+//! Commands that only look: log, show, diff, doctor. Know the session; change nothing.
+
+use std::fmt::Write as _;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::print;
+use crate::cli::Global;
+use crate::error::{Error, at};
+use crate::event::Event;
+use crate::pipeline::StageId;
+use crate::plan::Fate;
+use crate::results::ActionResult;
+use crate::sandbox;
+use crate::session::{Keys, Session};
+use crate::tree::{Tree, What};
+
+/// The manifest that a stage's key is made of now.
+pub fn manifest(
+    session: &Session,
+    keys: &Keys<'_>,
+    id: StageId,
+    fates: &[(StageId, Fate)],
+) -> Result<Vec<(String, String)>, Error> {
+    let n = session.pipeline.stages.len();
+    let (mut outputs, mut keyed) = (vec![None; n], vec![None; n]);
+    for (stage, fate) in fates {
+        if let Fate::UpToDate(output) = fate
+            && *stage != id
+        {
+            outputs[stage.index()] = Some(*output);
+            keyed[stage.index()] = Some(Rc::new(keys.key(*stage, &outputs, &keyed)?));
+        }
+    }
+    Ok(keys.key(id, &outputs, &keyed)?.manifest.lines)
+}
+
+/// Why a stage ran when it last did, as the event logs tell.
+pub fn last_cause(session: &Session, stage: &str) -> Option<String> {
+    let mut logs: Vec<_> =
+        std::fs::read_dir(session.store.cache().join("runs")).ok()?.flatten().map(|e| e.path()).collect();
+    logs.sort();
+    logs.iter().rev().find_map(|path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.lines().rev().find_map(|line| match serde_json::from_str(line) {
+            Ok(Event::Started { stage: name, cause, .. }) if name == stage => Some(cause),
+            _ => None,
+        })
+    })
+}
+
+/// The result of a stage: the one of the lock, else the last one recorded under its name.
+pub fn result(session: &Session, profile: &str, stage: &str) -> Result<ActionResult, Error> {
+    let locked = session.lock.get(profile, stage).and_then(|locked| session.results.get(&locked.key));
+    locked.map(|result| (*result).clone()).or_else(|| session.results.latest_for_stage(profile, stage)).ok_or_else(|| {
+        Error::input(format!("{stage}: has no result in profile {profile}\n  hint: itpipe run '{stage}' --profile {profile}"))
+    })
+}
+
+/// Prints the log of a stage: of the run in progress or the last failure if there is one, else of its result.
+pub fn log(global: &Global, stage: &str, follow: bool) -> Result<u8, Error> {
+    let session = Session::open(global)?;
+    let id = session.select_one(stage)?;
+    let name = session.stage(id).name.clone();
+    let key = last_key(&session, &name);
+    let path = key
+        .and_then(|key| key.parse().ok())
+        .map(|key| session.store.log_path(&key))
+        .filter(|path| path.is_file());
+    let Some(path) = path else {
+        let result = result(&session, &session.pipeline.profile, &name)?;
+        return match result.log {
+            Some(blob) => {
+                print(&String::from_utf8_lossy(&session.store.bytes(&blob)?));
+                Ok(0)
+            }
+            None => Ok(0),
+        };
+    };
+    let mut file = std::fs::File::open(&path).map_err(at(&path))?;
+    let work = path.file_stem().map(|stem| session.store.cache().join("work").join(stem)).unwrap_or_default();
+    loop {
+        // Asked before reading: what is written before the stage ends is then printed.
+        let runs = follow && crate::lease::is_held(&work);
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(at(&path))?;
+        if std::io::stdout().write_all(&bytes).and_then(|()| std::io::stdout().flush()).is_err() {
+            return Ok(0);
+        }
+        if !runs {
+            return Ok(0);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let size = std::fs::metadata(&path).map_or(0, |m| m.len());
+        if file.stream_position().is_ok_and(|at| at > size) {
+            // Begun anew.
+            let _ = file.seek(SeekFrom::Start(0));
+        }
+    }
+}
+
+/// The key under which a stage was last started.
+fn last_key(session: &Session, stage: &str) -> Option<String> {
+    let mut logs: Vec<_> =
+        std::fs::read_dir(session.store.cache().join("runs")).ok()?.flatten().map(|e| e.path()).collect();
+    logs.sort();
+    logs.iter().rev().find_map(|path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        text.lines().rev().find_map(|line| match serde_json::from_str(line) {
+            Ok(Event::Started { stage: name, key, .. }) if name == stage => Some(key),
+            _ => None,
+        })
+    })
+}
+
+fn tree_of(session: &Session, result: &ActionResult) -> Result<Tree, Error> {
+    session.store.tree(&result.tree)?.ok_or_else(|| {
+        Error::environment(format!(
+            "{}: its output is not in the store any more\n  hint: run it again",
+            result.stage
+        ))
+    })
+}
+
+/// Shows a result.
+pub fn show(global: &Global, stage: &str, json: bool) -> Result<u8, Error> {
+    let session = Session::open(global)?;
+    let name = session.stage(session.select_one(stage)?).name.clone();
+    let result = result(&session, &session.pipeline.profile, &name)?;
+    let manifest = session.store.manifest(&result.manifest).unwrap_or_default();
+    let tree = tree_of(&session, &result)?;
+    if json {
+        let files: Vec<_> = tree
+            .files()
+            .map(|(path, digest, size, executable)| {
+                serde_json::json!({ "path": path, "digest": digest, "size": size, "executable": executable })
+            })
+            .collect();
+        let document =
+            serde_json::json!({ "version": 1, "result": result, "manifest": manifest, "files": files });
+        print(&format!("{document:#}\n"));
+        return Ok(0);
+    }
+    let mut out = String::new();
+    let _ = writeln!(out, "{name}");
+    let _ = writeln!(out, "  key      {}", result.key);
+    let _ = writeln!(out, "  output   {} ({} bytes)", result.tree, tree.size());
+    let _ = writeln!(
+        out,
+        "  ran      {} on {}, {}",
+        when(result.started),
+        result.host,
+        crate::progress::seconds(result.seconds)
+    );
+    if let Some(commit) = &result.commit {
+        let _ = writeln!(out, "  commit   {commit}");
+    }
+    if let Some(accepted) = &result.accepted {
+        let _ = writeln!(out, "  accepted from {}: {}", accepted.from, accepted.reason);
+    }
+    let _ = writeln!(out, "  made of");
+    for (field, value) in &manifest {
+        let _ = writeln!(out, "    {field} = {}", value.replace('\n', "\n      "));
+    }
+    let _ = writeln!(out, "  files");
+    for (path, digest, size, _) in tree.files() {
+        let _ = writeln!(out, "    {}  {size:>12}  {path}", digest.short());
+    }
+    print(&out);
+    Ok(0)
+}
+
+/// Milliseconds since 1970 as a date in UTC (days to civil date: Howard Hinnant, "chrono-Compatible Low-Level Date
+/// Algorithms").
+pub fn when(ms: u64) -> String {
+    let seconds = ms / 1000;
+    let (days, rest) = (seconds / 86400, seconds % 86400);
+    let z = days as i64 + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+/// Compares two results: what their keys are made of, and their files.
+pub fn diff(global: &Global, left: &str, right: &str) -> Result<u8, Error> {
+    let session = Session::open(global)?;
+    let find = |text: &str| -> Result<ActionResult, Error> {
+        match text.rsplit_once('@') {
+            Some((stage, profile)) => result(&session, profile, stage),
+            None => {
+                let name = session.stage(session.select_one(text)?).name.clone();
+                result(&session, &session.pipeline.profile, &name)
+            }
+        }
+    };
+    let (a, b) = (find(left)?, find(right)?);
+    let manifest = |r: &ActionResult| session.store.manifest(&r.manifest).unwrap_or_default();
+    let mut out = String::new();
+    for change in crate::action::changes(&manifest(&a), &manifest(&b)) {
+        let _ = writeln!(out, "{change}");
+    }
+    let (ta, tb) = (tree_of(&session, &a)?, tree_of(&session, &b)?);
+    for path in crate::stat_cache::differences(&ta, &tb) {
+        let size = |tree: &Tree| {
+            let entry = tree.entries().iter().find(|e| e.path == path);
+            match entry.map(|e| &e.what) {
+                Some(What::File { size, digest, .. }) => format!("{} ({size} bytes)", digest.short()),
+                Some(What::Symlink { target }) => format!("symlink to {target}"),
+                Some(What::Folder) => "empty folder".into(),
+                None => "(none)".into(),
+            }
+        };
+        let _ = writeln!(out, "file {path}: {} -> {}", size(&ta), size(&tb));
+    }
+    if out.is_empty() {
+        out = "no difference\n".into();
+        print(&out);
+        return Ok(0);
+    }
+    print(&out);
+    Ok(1)
+}
+
+/// Looks at this machine.
+pub fn doctor(global: &Global) -> Result<u8, Error> {
+    let mut out = String::new();
+    let mut bad = false;
+    let mut line = |ok: bool, what: &str, text: String| {
+        bad |= !ok;
+        let _ = writeln!(out, "{} {what}: {text}", if ok { "ok  " } else { "BAD " });
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    line(
+        true,
+        "itpipe",
+        format!("{} on {} with {cores} cores", env!("CARGO_PKG_VERSION"), std::env::consts::OS),
+    );
+    match sandbox::version() {
+        0 => line(
+            true,
+            "sandbox",
+            "off: this kernel has no Landlock; inputs are protected by permissions and checks".into(),
+        ),
+        v if sandbox::available() => {
+            line(
+                true,
+                "sandbox",
+                format!("on: Landlock {v}; a stage writes only to its out, scratch and tmp"),
+            );
+        }
+        v => line(true, "sandbox", format!("off: Landlock {v} cannot forbid truncation (3 can)")),
+    }
+    let sh = std::path::Path::new("/bin/sh");
+    line(crate::executor::local::is_executable(sh), "shell", "/bin/sh".into());
+    match Session::open(global) {
+        Ok(session) => {
+            line(
+                true,
+                "pipeline",
+                format!("{}: {} stages", session.file.display(), session.pipeline.stages.len()),
+            );
+            let cache = session.store.cache().display().to_string();
+            match session.store.check_writable(32 << 20) {
+                Ok(()) => {
+                    line(true, "store", format!("{cache}: can be written, {} results", session.results.len()))
+                }
+                Err(error) => line(false, "store", error.to_string()),
+            }
+            for program in session.pipeline.programs.values() {
+                let text = match session.programs().current(program) {
+                    Ok(Some(_)) => "built from the sources as they are".to_string(),
+                    Ok(None) => "is built by the next run that needs it".to_string(),
+                    Err(error) => error.text,
+                };
+                line(true, &format!("program {}", program.name), text);
+            }
+            let stages: Vec<StageId> = session.graph.order().to_vec();
+            let mut words: Vec<String> = stages
+                .iter()
+                .filter_map(|id| match &session.stage(*id).kind.command {
+                    crate::pipeline::Command::Argv(words) => words.first().cloned(),
+                    crate::pipeline::Command::Shell(_) => None,
+                })
+                .filter(|word| !word.contains('/') && !session.pipeline.programs.contains_key(word))
+                .collect();
+            words.sort();
+            words.dedup();
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            for word in words {
+                let found = std::env::split_paths(&path)
+                    .map(|f| f.join(&word))
+                    .find(|f| crate::executor::local::is_executable(f));
+                match found {
+                    Some(found) => line(true, &word, found.display().to_string()),
+                    None => line(false, &word, "not found on PATH".into()),
+                }
+            }
+        }
+        Err(error) => line(false, "pipeline", error.text),
+    }
+    print(&out);
+    Ok(if bad { crate::error::ENVIRONMENT } else { 0 })
+}

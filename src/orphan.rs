@@ -1,0 +1,70 @@
+//! Processes of a stage whose itpipe was killed: found by the lock that they inherited, and ended. Knows no stage.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Ends every process that has the file open, but for this one. Returns how many there were.
+///
+/// A process is told by its descriptor and not by a number that was written down: a leader may be gone while its
+/// children write on, and a number may be another's by now.
+pub fn end(lock: &Path) -> io::Result<usize> {
+    let lock = fs::metadata(lock)?;
+    let me = std::process::id();
+    let mut ended = 0;
+    for process in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        if pid == me || pid <= 1 || !holds(&process.path(), &lock) {
+            continue;
+        }
+        // SAFETY: a plain system call.
+        if unsafe { libc::kill(pid as i32, libc::SIGKILL) } == 0 {
+            ended += 1;
+        }
+    }
+    Ok(ended)
+}
+
+fn holds(process: &Path, lock: &fs::Metadata) -> bool {
+    let Ok(descriptors) = fs::read_dir(process.join("fd")) else { return false };
+    descriptors
+        .flatten()
+        .filter_map(|entry| fs::metadata(entry.path()).ok())
+        .any(|meta| (meta.dev(), meta.ino()) == (lock.dev(), lock.ino()))
+}
+
+/// Makes this process the parent of whatever its descendants leave behind, so that [`adopted`] can find it.
+pub fn adopt() {
+    // SAFETY: plain numbers; a kernel that does not know the option only says so.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+}
+
+/// Ends the processes that left their stage's group (a daemon that called `setsid`) and came to us: our children
+/// that hold this lock. To be called when the stage's first process has ended.
+pub fn end_adopted(lock: &Path) {
+    let me = std::process::id();
+    let Ok(meta) = fs::metadata(lock) else { return };
+    for _ in 0..20 {
+        let children = fs::read_to_string(format!("/proc/self/task/{me}/children")).unwrap_or_default();
+        let mut found = false;
+        for pid in children.split_whitespace().filter_map(|word| word.parse::<i32>().ok()) {
+            let process = Path::new("/proc").join(pid.to_string());
+            if !holds(&process, &meta) {
+                continue;
+            }
+            found = true;
+            // SAFETY: plain system calls; the process is our child, so the number is its own until it is waited for.
+            unsafe {
+                libc::kill(pid, libc::SIGKILL);
+                libc::waitpid(pid, std::ptr::null_mut(), 0);
+            }
+        }
+        // What it had started came to us when it ended.
+        if !found {
+            return;
+        }
+    }
+}

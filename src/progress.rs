@@ -1,0 +1,359 @@
+//! Views of a run: bars on a terminal, plain lines without one, the event log. Consumers of events and of nothing else.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::cli::Color;
+use crate::event::{Event, Summary, View};
+
+/// Without a terminal a stage's progress is shown at most this often,
+const NOTE_EVERY: Duration = Duration::from_secs(20);
+/// and a stage that says nothing is mentioned this often.
+const ALIVE_EVERY: Duration = Duration::from_secs(50);
+/// Event logs that are kept.
+const KEPT_LOGS: usize = 50;
+
+/// Whether to colour what goes to stderr.
+pub fn colored(color: Color) -> bool {
+    match color {
+        Color::Always => true,
+        Color::Never => false,
+        Color::Auto => {
+            io::stderr().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+                && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+        }
+    }
+}
+
+/// The view for where stderr leads.
+pub fn view(color: Color) -> Box<dyn View> {
+    let paint = Paint(colored(color));
+    match io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|t| t != "dumb") {
+        true => Box::new(Bars::new(paint)),
+        false => Box::new(Plain { paint, running: BTreeMap::new() }),
+    }
+}
+
+/// Seconds as one reads them.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s < 0.0995 => format!("{:.0} ms", s * 1e3),
+        s if s < 59.95 => format!("{s:.1} s"),
+        s if s < 3599.5 => format!("{} min {:02} s", s.round() as u64 / 60, s.round() as u64 % 60),
+        s => format!("{} h {:02} min", (s / 60.0).round() as u64 / 60, (s / 60.0).round() as u64 % 60),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Paint(bool);
+
+impl Paint {
+    fn with(self, code: &str, text: &str) -> String {
+        if self.0 { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
+    }
+
+    fn word(self, word: &str) -> String {
+        let code = match word {
+            "done" => "32",
+            "FAILED" | "error" => "1;31",
+            "warning" | "stopped" | "retry" => "33",
+            _ => "36",
+        };
+        // Padded before it is painted: the codes have no width.
+        self.with(code, &format!("{word:>8}"))
+    }
+}
+
+/// The lines that an event is worth; none for those that only move a bar.
+fn lines(paint: Paint, event: &Event) -> Vec<String> {
+    let line = |word: &str, text: String| format!("{}  {text}", paint.word(word));
+    match event {
+        Event::Warning { text } => vec![line("warning", text.clone())],
+        Event::Building { program, command } => vec![line("build", format!("{program}: {command}"))],
+        Event::Built { program, seconds: s, .. } => {
+            vec![line("built", format!("{program} ({})", seconds(*s)))]
+        }
+        Event::Elsewhere { stage, pid } => {
+            vec![line("waiting", format!("{stage}: another itpipe (process {pid}) is making it"))]
+        }
+        Event::Started { stage, cause, resumed, .. } => {
+            let resumed = if *resumed { ", resumes" } else { "" };
+            vec![line("start", format!("{stage} ({cause}{resumed})"))]
+        }
+        Event::Finished { stage, seconds: s, .. } => vec![line("done", format!("{stage} ({})", seconds(*s)))],
+        Event::Retried { stage, attempt, error } => {
+            vec![line("retry", format!("{stage}: {error}: attempt {attempt}"))]
+        }
+        Event::Failed { stage, error, tail, log, seconds: s } => {
+            let mut lines = vec![line("FAILED", format!("{stage} ({}): {error}", seconds(*s)))];
+            lines.extend(tail.iter().map(|text| format!("          | {text}")));
+            if !log.is_empty() {
+                lines.push(format!("          log: {log}"));
+            }
+            lines
+        }
+        Event::Interrupted { stage, seconds: s } => {
+            vec![line("stopped", format!("{stage} ({}): its scratch folder is kept", seconds(*s)))]
+        }
+        Event::NotRun { stage, because } => vec![line("not run", format!("{stage}: needs {because}"))],
+        Event::Published { path, written, .. } => {
+            vec![line("publish", format!("{path} ({written} file{})", if *written == 1 { "" } else { "s" }))]
+        }
+        Event::Ended { summary } => vec![summary_line(summary)],
+        Event::Begun { .. } | Event::UpToDate { .. } | Event::Progress { .. } => Vec::new(),
+    }
+}
+
+fn summary_line(summary: &Summary) -> String {
+    let mut parts = Vec::new();
+    for (count, what) in [
+        (summary.ran, "ran"),
+        (summary.up_to_date, "up to date"),
+        (summary.failed, "failed"),
+        (summary.not_run, "not run"),
+        (summary.interrupted, "stopped"),
+    ] {
+        if count > 0 {
+            parts.push(format!("{count} {what}"));
+        }
+    }
+    if parts.is_empty() {
+        parts.push("no stages".into());
+    }
+    format!("{} in {}", parts.join(", "), seconds(summary.seconds))
+}
+
+struct Alive {
+    since: Instant,
+    shown: Instant,
+    note: String,
+}
+
+/// One line at the start and the end of each stage, and now and then for a long one.
+struct Plain {
+    paint: Paint,
+    running: BTreeMap<String, Alive>,
+}
+
+impl Plain {
+    fn print(&self, lines: &[String]) {
+        let mut err = io::stderr().lock();
+        for line in lines {
+            // A closed stderr must not end a run.
+            let _ = writeln!(err, "{line}");
+        }
+    }
+}
+
+impl View for Plain {
+    fn event(&mut self, event: &Event) {
+        self.print(&lines(self.paint, event));
+        let now = Instant::now();
+        match event {
+            Event::Started { stage, .. } => {
+                self.running.insert(stage.clone(), Alive { since: now, shown: now, note: String::new() });
+            }
+            Event::Finished { stage, .. }
+            | Event::Failed { stage, .. }
+            | Event::Interrupted { stage, .. } => {
+                self.running.remove(stage);
+            }
+            Event::Progress { stage, done, total, note } => {
+                if let Some(alive) = self.running.get_mut(stage) {
+                    alive.note = progress_note(*done, *total, note);
+                    if now - alive.shown >= NOTE_EVERY {
+                        alive.shown = now;
+                        let text = format!(
+                            "{stage} ({}): {}",
+                            seconds((now - alive.since).as_secs_f64()),
+                            alive.note
+                        );
+                        let line = format!("{}  {text}", self.paint.word("running"));
+                        self.print(&[line]);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let mut lines = Vec::new();
+        for (stage, alive) in &mut self.running {
+            if now - alive.shown >= ALIVE_EVERY {
+                alive.shown = now;
+                let note = if alive.note.is_empty() { String::new() } else { format!(": {}", alive.note) };
+                let time = seconds((now - alive.since).as_secs_f64());
+                lines.push(format!("{}  {stage} ({time}){note}", self.paint.word("running")));
+            }
+        }
+        self.print(&lines);
+    }
+}
+
+fn progress_note(done: f64, total: f64, note: &str) -> String {
+    let percent = if total > 0.0 {
+        format!("{:.0} %", (100.0 * done / total).clamp(0.0, 100.0))
+    } else {
+        String::new()
+    };
+    [percent.as_str(), note].iter().filter(|s| !s.is_empty()).copied().collect::<Vec<_>>().join(", ")
+}
+
+/// A bar for each running stage, one for all.
+struct Bars {
+    paint: Paint,
+    multi: MultiProgress,
+    total: Option<ProgressBar>,
+    running: BTreeMap<String, ProgressBar>,
+    stage_style: ProgressStyle,
+}
+
+impl Bars {
+    fn new(paint: Paint) -> Bars {
+        let style = |template: &str| {
+            ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar())
+                .progress_chars("=> ")
+        };
+        Bars {
+            paint,
+            multi: MultiProgress::new(),
+            total: None,
+            running: BTreeMap::new(),
+            stage_style: style("  {elapsed:>5} [{bar:20}] {prefix} {wide_msg}"),
+        }
+    }
+
+    fn print(&self, lines: &[String]) {
+        for line in lines {
+            let _ = self.multi.println(line);
+        }
+    }
+}
+
+impl View for Bars {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::Begun { stages, .. } => {
+                let style = ProgressStyle::with_template("  {elapsed:>5} [{bar:20}] {pos}/{len} stages")
+                    .unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .progress_chars("=> ");
+                // Not drawn before something starts: a run with nothing to do shows one line.
+                self.total = Some(ProgressBar::hidden().with_style(style));
+                if let Some(total) = &self.total {
+                    total.set_length(*stages as u64);
+                }
+            }
+            Event::Started { stage, .. } => {
+                if self.running.is_empty()
+                    && let Some(total) = self.total.take()
+                {
+                    let total = if total.is_hidden() { self.multi.add(total) } else { total };
+                    total.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+                    self.total = Some(self.multi.add(total));
+                }
+                let bar = ProgressBar::new(0).with_style(self.stage_style.clone()).with_prefix(stage.clone());
+                let bar = self.multi.insert(0, bar);
+                bar.enable_steady_tick(Duration::from_millis(500));
+                self.running.insert(stage.clone(), bar);
+            }
+            Event::Progress { stage, done, total, note } => {
+                if let Some(bar) = self.running.get(stage) {
+                    bar.set_length((*total * 1e3).max(0.0) as u64);
+                    bar.set_position((*done * 1e3).max(0.0) as u64);
+                    bar.set_message(note.clone());
+                }
+            }
+            _ => {}
+        }
+        let ended = match event {
+            Event::Finished { stage, .. }
+            | Event::Failed { stage, .. }
+            | Event::Interrupted { stage, .. } => Some(stage),
+            _ => None,
+        };
+        if let Some(bar) = ended.and_then(|stage| self.running.remove(stage)) {
+            bar.finish_and_clear();
+        }
+        if matches!(event, Event::Finished { .. } | Event::UpToDate { .. } | Event::Failed { .. })
+            && let Some(total) = &self.total
+        {
+            total.inc(1);
+        }
+        match event {
+            // The bar shows it.
+            Event::Started { .. } => {}
+            Event::Ended { .. } => {
+                if let Some(total) = self.total.take() {
+                    total.finish_and_clear();
+                }
+                let _ = self.multi.clear();
+                for line in lines(self.paint, event) {
+                    eprintln!("{line}");
+                }
+            }
+            event => self.print(&lines(self.paint, event)),
+        }
+    }
+}
+
+/// All events of a run as lines of JSON in `runs/` of the store; a run in which nothing happens writes none.
+pub struct EventLog {
+    folder: PathBuf,
+    held: Vec<String>,
+    file: Option<BufWriter<File>>,
+    broken: bool,
+}
+
+impl EventLog {
+    pub fn new(cache: &std::path::Path) -> EventLog {
+        EventLog { folder: cache.join("runs"), held: Vec::new(), file: None, broken: false }
+    }
+
+    fn open(&mut self) -> io::Result<()> {
+        std::fs::create_dir_all(&self.folder)?;
+        let mut old: Vec<PathBuf> = std::fs::read_dir(&self.folder)?.flatten().map(|e| e.path()).collect();
+        old.sort();
+        let surplus = old.len().saturating_sub(KEPT_LOGS - 1);
+        old.iter().take(surplus).for_each(|path| _ = std::fs::remove_file(path));
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis());
+        let file = File::create(self.folder.join(format!("{now:015}-{}.jsonl", std::process::id())))?;
+        self.file = Some(BufWriter::new(file));
+        Ok(())
+    }
+}
+
+impl View for EventLog {
+    fn event(&mut self, event: &Event) {
+        if self.broken
+            || (self.file.is_none() && matches!(event, Event::UpToDate { .. } | Event::Ended { .. }))
+        {
+            return;
+        }
+        let Ok(line) = serde_json::to_string(event) else { return };
+        self.held.push(line);
+        if self.file.is_none() {
+            if matches!(event, Event::Begun { .. }) {
+                return;
+            }
+            self.broken = self.open().is_err();
+        }
+        if let Some(file) = &mut self.file {
+            for line in self.held.drain(..) {
+                self.broken |= writeln!(file, "{line}").is_err();
+            }
+            if !matches!(event, Event::Progress { .. }) {
+                self.broken |= file.flush().is_err();
+            }
+        }
+    }
+}

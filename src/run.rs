@@ -1,0 +1,701 @@
+//! The loop of a run: the only module that sees schedule, results and executor together. One thread decides, worker
+//! threads perform actions and send messages.
+
+pub mod attempt;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+use crate::action;
+use crate::cas::Link;
+use crate::cli::{Global, RunArgs};
+use crate::error::Error;
+use crate::event::{self, Event, Summary, View};
+use crate::executor::{Control, local::Local};
+use crate::job::{Folder, Reach};
+use crate::lease::{self, Acquired, Lease};
+use crate::lock::{self, Locked};
+use crate::pipeline::{Input, Source, StageId};
+use crate::progress;
+use crate::publish::{self, Ran, RunFile};
+use crate::results::ActionResult;
+use crate::sandbox;
+use crate::schedule::{Entry, Schedule, State, Step};
+use crate::session::{Keyed, Keys, Output, Session};
+use crate::why;
+
+use attempt::{Attempt, AttemptKey, Bench, Made, Outcome, Said};
+
+/// Room that must be free before the first stage is started.
+const FREE_BYTES: u64 = 32 << 20;
+/// How long a stage has to write its checkpoint.
+const GRACE: Duration = Duration::from_secs(120);
+/// How often a stage that another run makes is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// What the deciding thread hears.
+enum Message {
+    Said(usize, Said),
+    Ended(usize, Outcome, f64, Option<Lease>),
+    Signal(i32),
+}
+
+/// Brings the targets up to date. Returns the exit code.
+///
+/// # Errors
+/// What is found before a stage runs: a bad pipeline, a missing input, an unwritable store.
+pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
+    let start = Instant::now();
+    let mut session = Session::open(global)?;
+    if let Some(jobs) = args.jobs {
+        session.pipeline.pools.insert("cpu".into(), jobs);
+    }
+    let session = session;
+    let targets = session.select(&args.targets)?;
+    let wanted = session.graph.upstream(&targets);
+    let publishes = publishes(&session, &wanted)?;
+    check_inputs(&session, &wanted)?;
+    let mut views: Vec<Box<dyn View>> =
+        vec![progress::view(global.color), Box::new(progress::EventLog::new(session.store.cache()))];
+    let mut emit = |event: Event| views.iter_mut().for_each(|view| view.event(&event));
+    emit(Event::Begun {
+        version: event::VERSION,
+        profile: session.pipeline.profile.clone(),
+        targets: args.targets.clone(),
+        stages: wanted.len(),
+    });
+    let keys = Keys::build(&session, &wanted, &mut emit)?;
+    let mirror = args.mirror.as_ref().map(|dir| {
+        std::fs::canonicalize(dir).map_err(|e| Error::input(format!("--mirror {}: {e}", dir.display())))
+    });
+    let reach = Reach { root: session.root.clone(), mirror: mirror.transpose()?, offline: args.offline };
+    let n = session.pipeline.stages.len();
+    let mut run = Run {
+        session: &session,
+        keys,
+        schedule: schedule(&session, &wanted),
+        outputs: vec![None; n],
+        keyed: vec![None; n],
+        controls: HashMap::new(),
+        elsewhere: Vec::new(),
+        views,
+        publishes,
+        reach,
+        sources: BTreeMap::new(),
+        commit: None,
+        checked: false,
+        keep: wanted.iter().any(|id| reads_provenance(&session, *id)),
+        stop: 0,
+        signal: 0,
+        fail_fast: args.fail_fast && !args.keep_going,
+        summary: Summary::default(),
+        error: None,
+    };
+    run.go()?;
+    run.finish(start)
+}
+
+fn reads_provenance(session: &Session, id: StageId) -> bool {
+    session.stage(id).inputs.iter().any(|(_, input)| input.sources().contains(&Source::Provenance))
+}
+
+/// The capacities of the pools.
+pub fn pools(session: &Session) -> BTreeMap<String, u32> {
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let mut pools = BTreeMap::from([("cpu".into(), cores), ("network".into(), 4), ("gpu".into(), 1)]);
+    pools.extend(session.pipeline.pools.clone());
+    pools
+}
+
+fn schedule(session: &Session, wanted: &[StageId]) -> Schedule {
+    let wanted: BTreeSet<StageId> = wanted.iter().copied().collect();
+    let entries: Vec<Entry> = session
+        .pipeline
+        .iter()
+        .map(|(id, stage)| Entry {
+            wanted: wanted.contains(&id),
+            upstream: session.graph.inputs_of(id).iter().map(|id| id.index()).collect(),
+            pool: stage.kind.pool.clone(),
+            weight: stage.kind.threads,
+        })
+        .collect();
+    Schedule::new(&entries, &pools(session))
+}
+
+/// Where each wanted stage is published; two to one place are an error.
+fn publishes(session: &Session, wanted: &[StageId]) -> Result<BTreeMap<StageId, PathBuf>, Error> {
+    let mut places: BTreeMap<PathBuf, StageId> = BTreeMap::new();
+    for id in wanted {
+        let stage = session.stage(*id);
+        let Some(publish) = &stage.publish else { continue };
+        let what = format!("{}: {}", stage.location, stage.name);
+        let place = publish::place(&session.root, session.store.cache(), publish)
+            .map_err(|e| Error { text: format!("{what}: {}", e.text), ..e })?;
+        if let Some(other) = places.insert(place, *id) {
+            let other = &session.stage(other).name;
+            return Err(Error::input(format!(
+                "{what}: publish: '{publish}': is also where {other} is published"
+            )));
+        }
+    }
+    Ok(places.into_iter().map(|(place, id)| (id, place)).collect())
+}
+
+/// Finds every repository input that is missing before anything runs, and hashes the others on all cores.
+fn check_inputs(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
+    let mut seen = BTreeMap::new();
+    for id in wanted {
+        for (name, input) in &session.stage(*id).inputs {
+            for source in input.sources() {
+                if let Source::Repo(path) = source {
+                    seen.entry(path.as_str()).or_insert((
+                        *id,
+                        name.as_str(),
+                        matches!(input, Input::Many(_)),
+                    ));
+                }
+            }
+        }
+    }
+    let found: Vec<String> = seen
+        .par_iter()
+        .filter_map(|(path, (id, name, _))| {
+            let full = session.root.join(path);
+            let result = match std::fs::metadata(&full) {
+                Ok(meta) if meta.is_dir() => Ok(()),
+                Ok(_) => session.stat.file(&full).map(|_| ()),
+                Err(error) => Err(error),
+            };
+            let stage = session.stage(*id);
+            result
+                .err()
+                .map(|error| format!("{}: {}: in.{name}: ./{path}: {error}", stage.location, stage.name))
+        })
+        .collect();
+    if found.is_empty() { Ok(()) } else { Err(Error::input(found.join("\n"))) }
+}
+
+struct Run<'a> {
+    session: &'a Session,
+    keys: Keys<'a>,
+    schedule: Schedule,
+    outputs: Vec<Option<Output>>,
+    keyed: Vec<Option<Rc<Keyed>>>,
+    controls: HashMap<usize, Arc<Control>>,
+    /// Stages that another run makes.
+    elsewhere: Vec<usize>,
+    views: Vec<Box<dyn View>>,
+    publishes: BTreeMap<StageId, PathBuf>,
+    reach: Reach,
+    sources: BTreeMap<String, lock::Source>,
+    commit: Option<Option<String>>,
+    /// Whether the store was found writable.
+    checked: bool,
+    /// Whether the manifests of done stages are needed again, for a provenance.
+    keep: bool,
+    /// 0: go on; 1: stages were asked to stop; 2: stages were ended.
+    stop: u8,
+    signal: i32,
+    fail_fast: bool,
+    summary: Summary,
+    /// What ends the run before its time.
+    error: Option<Error>,
+}
+
+impl<'a> Run<'a> {
+    fn emit(&mut self, event: Event) {
+        self.views.iter_mut().for_each(|view| view.event(&event));
+    }
+
+    fn name(&self, stage: usize) -> String {
+        self.session.pipeline.stages[stage].name.clone()
+    }
+
+    fn starting(&self) -> bool {
+        self.stop == 0 && self.error.is_none() && !(self.fail_fast && self.summary.failed > 0)
+    }
+
+    fn go(&mut self) -> Result<(), Error> {
+        let (sender, receiver) = channel();
+        let session = self.session;
+        let reach = self.reach.clone();
+        let secrets = action::secrets();
+        let confined = sandbox::available();
+        // SAFETY: a plain system call.
+        let root = unsafe { libc::geteuid() } == 0;
+        let executor = Local { sandbox: confined };
+        let bench = Bench {
+            store: &session.store,
+            stat: &session.stat,
+            executor: &executor,
+            reach: &reach,
+            // Root writes through read-only permissions, so without a sandbox each stage gets copies of its own.
+            link: if confined || !root { Link::Auto } else { Link::Copy },
+            secrets: &secrets,
+            grace: GRACE,
+        };
+        let signals = signals(sender.clone())?;
+        std::thread::scope(|scope| {
+            loop {
+                while self.starting()
+                    && let Some(stage) = self.schedule.next_check()
+                {
+                    self.check(stage);
+                }
+                while self.starting()
+                    && let Some(stage) = self.schedule.next_start()
+                {
+                    if let Some(attempt) = self.start(stage) {
+                        let (sender, bench) = (sender.clone(), &bench);
+                        scope.spawn(move || perform(stage, attempt, bench, &sender));
+                    }
+                }
+                if self.schedule.is_finished() || (!self.starting() && self.schedule.running() == 0) {
+                    break;
+                }
+                self.listen(&receiver);
+            }
+        });
+        signals.close();
+        match self.error.take() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks one stage up.
+    fn check(&mut self, stage: usize) {
+        let id = StageId(stage as u32);
+        let keyed = match self.keys.key(id, &self.outputs, &self.keyed) {
+            Ok(keyed) => Rc::new(keyed),
+            Err(error) => return self.fail(stage, error.text, Vec::new(), 0.0, false),
+        };
+        self.keyed[stage] = Some(keyed.clone());
+        if !self.take(stage) {
+            self.schedule.apply(stage, Step::Miss);
+        }
+    }
+
+    /// Takes the recorded result, if there is one that the store can serve.
+    fn take(&mut self, stage: usize) -> bool {
+        let Some(keyed) = self.keyed[stage].clone() else { return false };
+        let Some(result) = self.session.results.get(&keyed.key) else { return false };
+        if !self.session.store.complete(&result.tree) {
+            return false;
+        }
+        self.outputs[stage] = Some(Output { key: keyed.key, tree: result.tree });
+        self.schedule.apply(stage, Step::Hit);
+        self.summary.up_to_date += 1;
+        self.emit(Event::UpToDate { stage: self.name(stage), key: keyed.key.to_string() });
+        self.done(stage);
+        true
+    }
+
+    /// Whatever follows from a stage having its result.
+    fn done(&mut self, stage: usize) {
+        let id = StageId(stage as u32);
+        if let Err(error) = self.publish(id) {
+            self.error.get_or_insert(error);
+        }
+        if !self.keep && !self.publishes.contains_key(&id) {
+            self.keyed[stage] = None;
+        }
+    }
+
+    /// Makes a stage ready to be performed, unless another run performs it.
+    fn start(&mut self, stage: usize) -> Option<Attempt<'a>> {
+        if !self.checked {
+            if let Err(error) = self.session.store.check_writable(FREE_BYTES) {
+                self.error = Some(error.into());
+                self.schedule.apply(stage, Step::Fail);
+                return None;
+            }
+            crate::orphan::adopt();
+            self.checked = true;
+        }
+        let keyed = self.keyed[stage].clone()?;
+        let lease = match self.acquire(stage, &keyed) {
+            Ok(Some(lease)) => lease,
+            Ok(None) => return None,
+            Err(error) => {
+                self.fail(stage, error.text, Vec::new(), 0.0, false);
+                return None;
+            }
+        };
+        let control = match Control::new() {
+            Ok(control) => Arc::new(control),
+            Err(error) => {
+                self.fail(stage, format!("cannot be started: {error}"), Vec::new(), 0.0, false);
+                return None;
+            }
+        };
+        let of = &self.session.pipeline.stages[stage];
+        let cause = why::cause(self.session, &of.name, &keyed).to_string();
+        let resumed = Folder(self.session.store.work(&keyed.key)).resumes();
+        self.schedule.apply(stage, Step::Start);
+        self.controls.insert(stage, control.clone());
+        self.emit(Event::Started { stage: of.name.clone(), key: keyed.key.to_string(), cause, resumed });
+        let argv = self.keys.command(&of.kind);
+        Some(Attempt { stage: of, keyed: AttemptKey::from(&*keyed), argv, lease, control })
+    }
+
+    /// The lease of an action; none when another run holds it or has just made its result.
+    fn acquire(&mut self, stage: usize, keyed: &Keyed) -> Result<Option<Lease>, Error> {
+        let work = self.session.store.work(&keyed.key);
+        match lease::acquire(&work).map_err(crate::error::at(&work))? {
+            Acquired::Ours(lease) => {
+                // Another run may have recorded it since we looked.
+                self.session.results.reload().map_err(Error::environment)?;
+                if self.take(stage) {
+                    let _ = std::fs::remove_dir_all(&work);
+                    return Ok(None);
+                }
+                if self.schedule.state(stage) == State::Elsewhere {
+                    self.schedule.apply(stage, Step::Freed);
+                    return Ok(None);
+                }
+                Ok(Some(lease))
+            }
+            Acquired::HeldBy(holder) => {
+                let orphan = holder.as_ref().is_some_and(|holder| holder.is_orphan());
+                if orphan {
+                    let _ = crate::orphan::end(&work.join("lock"));
+                }
+                if self.schedule.state(stage) != State::Elsewhere {
+                    self.schedule.apply(stage, Step::Held);
+                    self.elsewhere.push(stage);
+                    let pid = holder.map_or(0, |holder| holder.engine.pid as u32);
+                    if orphan {
+                        let text = format!(
+                            "{}: a process of a killed run was still at work and was ended",
+                            self.name(stage)
+                        );
+                        self.emit(Event::Warning { text });
+                    } else {
+                        self.emit(Event::Elsewhere { stage: self.name(stage), pid });
+                    }
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn listen(&mut self, receiver: &Receiver<Message>) {
+        let wait = if self.elsewhere.is_empty() { Duration::from_secs(1) } else { LOOK_EVERY };
+        match receiver.recv_timeout(wait) {
+            Ok(message) => {
+                self.hear(message);
+                while let Ok(message) = receiver.try_recv() {
+                    self.hear(message);
+                }
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                self.views.iter_mut().for_each(|view| view.tick());
+            }
+        }
+        if !self.starting() {
+            return;
+        }
+        for stage in std::mem::take(&mut self.elsewhere) {
+            let Some(keyed) = self.keyed[stage].clone() else { continue };
+            if let Err(error) = self.acquire(stage, &keyed) {
+                self.fail(stage, error.text, Vec::new(), 0.0, false);
+            }
+            if self.schedule.state(stage) == State::Elsewhere {
+                self.elsewhere.push(stage);
+            }
+        }
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Signal(signal) => {
+                self.signal = signal;
+                self.stop = (self.stop + 1).min(2);
+                self.controls.values().for_each(|control| control.raise(self.stop));
+                if self.stop == 1 && self.schedule.running() > 0 {
+                    let text = "stopping: stages may write a checkpoint; once more ends them at once".into();
+                    self.emit(Event::Warning { text });
+                }
+            }
+            Message::Said(stage, Said::Progress { done, total, note }) => {
+                self.emit(Event::Progress { stage: self.name(stage), done, total, note });
+            }
+            Message::Said(stage, Said::Retry { attempt, error }) => {
+                self.emit(Event::Retried { stage: self.name(stage), attempt, error });
+            }
+            Message::Ended(stage, outcome, seconds, lease) => {
+                self.controls.remove(&stage);
+                self.ended(stage, outcome, seconds);
+                if lease.is_some()
+                    && self.schedule.state(stage) == State::Ran
+                    && let Some(key) = self.outputs[stage].map(|output| output.key)
+                {
+                    // Removed while the lease is held: who opened it meanwhile sees that it is gone and makes it anew.
+                    let _ = std::fs::remove_dir_all(self.session.store.work(&key));
+                }
+                drop(lease);
+            }
+        }
+    }
+
+    fn ended(&mut self, stage: usize, outcome: Outcome, seconds: f64) {
+        match outcome {
+            Outcome::Done(made) => match self.record(stage, &made) {
+                Ok(()) => {
+                    self.schedule.apply(stage, Step::Done);
+                    self.summary.ran += 1;
+                    let output = self.outputs[stage];
+                    self.emit(Event::Finished {
+                        stage: self.name(stage),
+                        key: output.map(|o| o.key.to_string()).unwrap_or_default(),
+                        tree: made.tree.to_string(),
+                        seconds,
+                    });
+                    self.done(stage);
+                }
+                Err(error) => self.fail(stage, error.text, Vec::new(), seconds, true),
+            },
+            Outcome::Failed { error, tail } => self.fail(stage, error, tail, seconds, true),
+            Outcome::Interrupted => {
+                self.summary.interrupted += 1;
+                self.emit(Event::Interrupted { stage: self.name(stage), seconds });
+                self.not_run(stage, Step::Interrupt);
+            }
+        }
+    }
+
+    fn record(&mut self, stage: usize, made: &Made) -> Result<(), Error> {
+        let session = self.session;
+        let keyed =
+            self.keyed[stage].clone().ok_or_else(|| Error::environment("a stage without a key ended"))?;
+        let of = &session.pipeline.stages[stage];
+        if let Some(before) = session.results.get(&keyed.key)
+            && before.tree != made.tree
+            && action::must_be_equal(of.kind.repeatable)
+        {
+            let text = format!(
+                "{}: its kind promises the same bytes each time, and this run made other ones than before ({} and {})",
+                of.name,
+                before.tree.short(),
+                made.tree.short()
+            );
+            self.emit(Event::Warning { text });
+        }
+        let manifest = session.store.put_manifest(&keyed.manifest.lines)?;
+        let result = ActionResult {
+            key: keyed.key,
+            tree: made.tree,
+            stage: of.name.clone(),
+            kind: of.kind.name.clone().unwrap_or_default(),
+            profile: session.pipeline.profile.clone(),
+            manifest,
+            log: made.log,
+            repeatable: of.kind.repeatable.to_string(),
+            seconds: made.seconds,
+            started: made.started,
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            itpipe: env!("CARGO_PKG_VERSION").into(),
+            commit: self.commit.get_or_insert_with(|| commit(&session.root)).clone(),
+            accepted: None,
+            remote: None,
+            facts: BTreeMap::new(),
+        };
+        session.results.record(&session.store, &result).map_err(Error::environment)?;
+        self.outputs[stage] = Some(Output { key: keyed.key, tree: made.tree });
+        if of.kind.fixed && !action::is_pinned(of) {
+            let files = made.files.iter().map(|(path, sha256, size)| {
+                (path.clone(), lock::SourceFile { sha256: sha256.clone(), size: *size })
+            });
+            let source = lock::Source { licence: None, files: files.collect() };
+            if let Some(before) = session.lock.sources.get(&of.name)
+                && before.files != source.files
+            {
+                let text = format!("{}: other bytes came than pipeline.lock recorded for it", of.name);
+                self.emit(Event::Warning { text });
+            }
+            self.sources.insert(of.name.clone(), source);
+        }
+        Ok(())
+    }
+
+    fn fail(&mut self, stage: usize, error: String, tail: Vec<String>, seconds: f64, ran: bool) {
+        self.summary.failed += 1;
+        let log = match &self.keyed[stage] {
+            Some(keyed) if ran => self.session.store.log_path(&keyed.key),
+            _ => PathBuf::new(),
+        };
+        let log = if log.is_file() { shown(&self.session.root, &log) } else { String::new() };
+        self.emit(Event::Failed { stage: self.name(stage), error, tail, log, seconds });
+        self.not_run(stage, Step::Fail);
+    }
+
+    fn not_run(&mut self, stage: usize, step: Step) {
+        let because = self.name(stage);
+        for other in self.schedule.apply(stage, step) {
+            self.summary.not_run += 1;
+            // Hundreds of lines that say the same hide the one that matters.
+            if self.summary.not_run <= 20 {
+                self.emit(Event::NotRun { stage: self.name(other), because: because.clone() });
+            }
+        }
+    }
+
+    fn publish(&mut self, id: StageId) -> Result<(), Error> {
+        let Some(to) = self.publishes.get(&id).cloned() else { return Ok(()) };
+        let Some(output) = self.outputs[id.index()] else { return Ok(()) };
+        let session = self.session;
+        let tree = session.store.tree(&output.tree)?.ok_or_else(|| {
+            Error::environment(format!("tree {}: not in the store any more\n  hint: run again", output.tree))
+        })?;
+        let written = publish::publish(&session.store, &session.stat, &tree, &to, |files| RunFile {
+            version: 1,
+            stage: session.stage(id).name.clone(),
+            profile: session.pipeline.profile.clone(),
+            tree: output.tree.to_string(),
+            files,
+            stages: self.ran(id),
+        })?;
+        let page =
+            if tree.files().any(|(path, ..)| path == "index.html") { to.join("index.html") } else { to };
+        let path = shown(&session.root, &page);
+        let stage = session.stage(id).name.clone();
+        if written > 0 {
+            self.emit(Event::Published { stage: stage.clone(), path: path.clone(), written });
+        }
+        self.summary.published.push((stage, path));
+        Ok(())
+    }
+
+    /// When, where and how long each stage behind this one ran.
+    fn ran(&self, id: StageId) -> Vec<Ran> {
+        let upstream = self.session.graph.upstream(&[id]);
+        let ran = upstream.iter().filter_map(|id| {
+            let output = self.outputs[id.index()]?;
+            let result = self.session.results.get(&output.key)?;
+            Some(Ran {
+                name: self.session.stage(*id).name.clone(),
+                key: output.key.to_string(),
+                started: result.started,
+                seconds: result.seconds,
+                host: result.host.clone(),
+                commit: result.commit.clone(),
+                itpipe: result.itpipe.clone(),
+            })
+        });
+        ran.collect()
+    }
+
+    /// Writes the lock and says how it went.
+    fn finish(mut self, start: Instant) -> Result<u8, Error> {
+        for stage in self.schedule.idle() {
+            if self.schedule.state(stage) != State::Waiting || self.stop > 0 || self.fail_fast {
+                self.summary.not_run += 1;
+            }
+        }
+        let locked = self.write_lock();
+        // Only time is lost where these cannot be written.
+        let _ = self.session.stat.save();
+        self.summary.seconds = start.elapsed().as_secs_f64();
+        let summary = self.summary.clone();
+        self.emit(Event::Ended { summary });
+        for (_, path) in &self.summary.published {
+            println!("{path}");
+        }
+        locked?;
+        Ok(match self.signal {
+            0 if self.summary.failed > 0 => 1,
+            0 => 0,
+            signal => 128u8.saturating_add(signal as u8),
+        })
+    }
+
+    fn write_lock(&self) -> Result<(), Error> {
+        let session = self.session;
+        if session.pipeline.overridden {
+            return Ok(());
+        }
+        let profile = session.pipeline.profile.as_str();
+        let results: BTreeMap<String, Locked> = session
+            .pipeline
+            .iter()
+            .filter_map(|(id, stage)| {
+                let output = self.outputs[id.index()]?;
+                Some((stage.name.clone(), Locked { key: output.key, tree: output.tree }))
+            })
+            .collect();
+        let stages: BTreeSet<String> =
+            session.pipeline.stages.iter().map(|stage| stage.name.clone()).collect();
+        let before = session.lock.results.get(profile);
+        let same = results.iter().all(|(name, locked)| before.and_then(|b| b.get(name)) == Some(locked))
+            && before.is_none_or(|b| b.keys().all(|name| stages.contains(name)))
+            && self.sources.iter().all(|(name, source)| session.lock.sources.get(name) == Some(source));
+        if same {
+            return Ok(());
+        }
+        let update = lock::Update { profile, results, stages: Some(stages), sources: self.sources.clone() };
+        lock::Lock::update(&session.root.join("pipeline.lock"), &update).map_err(Error::environment)?;
+        Ok(())
+    }
+}
+
+/// A path as the user would write it.
+fn shown(root: &std::path::Path, path: &std::path::Path) -> String {
+    let here = std::env::current_dir().unwrap_or_else(|_| root.to_path_buf());
+    path.strip_prefix(&here).unwrap_or(path).display().to_string()
+}
+
+fn perform(stage: usize, attempt: Attempt<'_>, bench: &Bench<'_>, sender: &Sender<Message>) {
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // A receiver that is gone has stopped listening: nothing is left to be told.
+        attempt.perform(bench, &mut |said| _ = sender.send(Message::Said(stage, said)))
+    }));
+    let message = match done {
+        Ok((outcome, seconds, lease)) => Message::Ended(stage, outcome, seconds, Some(lease)),
+        Err(_) => {
+            let error = "a bug of itpipe: its worker ended".to_string();
+            Message::Ended(stage, Outcome::Failed { error, tail: Vec::new() }, 0.0, None)
+        }
+    };
+    let _ = sender.send(message);
+}
+
+/// Sends a message for each signal that asks us to stop.
+fn signals(sender: Sender<Message>) -> Result<signal_hook::iterator::Handle, Error> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|e| Error::environment(format!("signals: {e}")))?;
+    let handle = signals.handle();
+    std::thread::spawn(move || {
+        for signal in signals.forever() {
+            if sender.send(Message::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    });
+    Ok(handle)
+}
+
+/// The commit that is checked out, read without a process; none outside a repository.
+fn commit(root: &std::path::Path) -> Option<String> {
+    let mut git = root.ancestors().map(|folder| folder.join(".git")).find(|git| git.exists())?;
+    if git.is_file() {
+        let text = std::fs::read_to_string(&git).ok()?;
+        git = git.parent()?.join(text.trim().strip_prefix("gitdir: ")?);
+    }
+    let head = std::fs::read_to_string(git.join("HEAD")).ok()?;
+    let Some(name) = head.trim().strip_prefix("ref: ") else { return Some(head.trim().to_string()) };
+    let common =
+        std::fs::read_to_string(git.join("commondir")).map_or_else(|_| git.clone(), |c| git.join(c.trim()));
+    if let Ok(commit) = std::fs::read_to_string(common.join(name)) {
+        return Some(commit.trim().to_string());
+    }
+    let packed = std::fs::read_to_string(common.join("packed-refs")).ok()?;
+    packed.lines().find_map(|line| line.strip_suffix(name)?.split_whitespace().next().map(str::to_string))
+}

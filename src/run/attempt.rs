@@ -1,0 +1,297 @@
+//! One action from its lease to its stored output, on a thread of its own. Knows no schedule and no other stage.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::cas::{Link, Store};
+use crate::digest::Digest;
+use crate::executor::{Control, End, Executor, Job, Update};
+use crate::job::{self, Folder, JobError, Reach};
+use crate::lease::Lease;
+use crate::pipeline::{Promise, Stage};
+use crate::session::Keyed;
+use crate::stat_cache::StatCache;
+
+/// How often a stage that says "checkpointed, run me again" is run again by one run.
+const CHECKPOINTS: u32 = 1000;
+
+/// What an attempt works with; shared by all.
+pub struct Bench<'a> {
+    pub store: &'a Store,
+    pub stat: &'a StatCache,
+    pub executor: &'a dyn Executor,
+    pub reach: &'a Reach,
+    pub link: Link,
+    pub secrets: &'a [String],
+    pub grace: Duration,
+}
+
+/// One action to perform.
+pub struct Attempt<'a> {
+    pub stage: &'a Stage,
+    pub keyed: AttemptKey,
+    pub argv: Vec<String>,
+    pub lease: Lease,
+    pub control: Arc<Control>,
+}
+
+/// The part of a keyed stage that travels to another thread.
+#[derive(Clone, Debug)]
+pub struct AttemptKey {
+    pub key: Digest,
+    pub inputs: Vec<(String, job::Placed)>,
+    pub watched: Vec<(PathBuf, Digest)>,
+    pub env: Vec<(String, Option<String>)>,
+}
+
+impl From<&Keyed> for AttemptKey {
+    fn from(keyed: &Keyed) -> AttemptKey {
+        AttemptKey {
+            key: keyed.key,
+            inputs: keyed.inputs.clone(),
+            watched: keyed.watched.clone(),
+            env: keyed.env.clone(),
+        }
+    }
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The output is stored and may be recorded.
+    Done(Made),
+    /// No result. The scratch folder is kept.
+    Failed { error: String, tail: Vec<String> },
+    /// The user stopped it; the scratch folder is kept.
+    Interrupted,
+}
+
+/// A stored output.
+#[derive(Debug)]
+pub struct Made {
+    pub tree: Digest,
+    pub log: Option<Digest>,
+    /// For an unpinned source: what came.
+    pub files: Vec<(String, String, u64)>,
+    /// When the command was started, in milliseconds since 1970.
+    pub started: u64,
+    pub seconds: f64,
+}
+
+/// What an attempt says while it runs.
+#[derive(Debug)]
+pub enum Said {
+    Progress { done: f64, total: f64, note: String },
+    Retry { attempt: u32, error: String },
+}
+
+impl Attempt<'_> {
+    /// Performs the action. Nothing is recorded here: the deciding thread does that.
+    pub fn perform(mut self, bench: &Bench<'_>, said: &mut dyn FnMut(Said)) -> (Outcome, f64, Lease) {
+        let start = Instant::now();
+        let outcome = self.tries(bench, said);
+        let seconds = start.elapsed().as_secs_f64();
+        let folder = self.folder(bench);
+        let cleared = match &outcome {
+            Outcome::Done(_) => folder.finish(bench.store),
+            _ => folder.clear(bench.store),
+        };
+        let outcome = match (outcome, cleared) {
+            (Outcome::Failed { error, tail }, Err(why)) => Outcome::Failed {
+                error: format!("{error}\n  and its folder could not be emptied: {why}"),
+                tail,
+            },
+            // What a finished job leaves behind costs room and nothing else: gc takes it.
+            (outcome, _) => outcome,
+        };
+        (outcome, seconds, self.lease)
+    }
+
+    fn folder(&self, bench: &Bench<'_>) -> Folder {
+        Folder(bench.store.work(&self.keyed.key))
+    }
+
+    fn tries(&mut self, bench: &Bench<'_>, said: &mut dyn FnMut(Said)) -> Outcome {
+        let (mut failures, mut checkpoints) = (0, 0);
+        loop {
+            if self.control.level() > 0 {
+                return Outcome::Interrupted;
+            }
+            let (error, tail, again) = match self.once(bench, failures + checkpoints > 0, said) {
+                Ok(made) => return Outcome::Done(made),
+                Err(Stop::Interrupted) => return Outcome::Interrupted,
+                Err(Stop::Checkpointed) => {
+                    checkpoints += 1;
+                    if checkpoints < CHECKPOINTS {
+                        continue;
+                    }
+                    (format!("asked {CHECKPOINTS} times to be run again (exit 75)"), Vec::new(), false)
+                }
+                Err(Stop::Failed { error, tail, again }) => (error, tail, again),
+            };
+            failures += 1;
+            if !again || failures > self.stage.kind.retries {
+                return Outcome::Failed { error, tail };
+            }
+            said(Said::Retry { attempt: failures + 1, error });
+            // A server that is busy, a lock that is held: longer each time, and a stop is not waited for.
+            let until = Instant::now() + Duration::from_millis(500 << failures.min(6));
+            while Instant::now() < until && self.control.level() == 0 {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+
+    fn once(&mut self, bench: &Bench<'_>, append: bool, said: &mut dyn FnMut(Said)) -> Result<Made, Stop> {
+        let folder = self.folder(bench);
+        let paths: Vec<&PathBuf> = self.keyed.watched.iter().map(|(path, _)| path).collect();
+        let before = bench.stat.snapshot(&paths).map_err(|e| Stop::because(e.to_string()))?;
+        for (digest, (path, keyed)) in before.digests().zip(&self.keyed.watched) {
+            if digest != *keyed {
+                return Err(Stop::because(changed(&[path.clone()], "before the stage could start")));
+            }
+        }
+        folder.prepare(bench.store, self.stage, &self.keyed.inputs, bench.reach, bench.link).map_err(
+            |e| match e {
+                JobError::Changed(path) => Stop::because(changed(&[path], "before the stage could start")),
+                other => Stop::because(other.to_string()),
+            },
+        )?;
+        let env = job::environment(&folder, self.stage, &self.keyed.env, &self.keyed.inputs)
+            .map_err(Stop::because)?;
+        let job = Job {
+            argv: self.argv.clone(),
+            env,
+            writable: vec![folder.out(), folder.scratch(), folder.tmp()],
+            folder: folder.0.clone(),
+            log: bench.store.log_path(&self.keyed.key),
+            append,
+            secrets: bench.secrets.to_vec(),
+            timeout: self.stage.kind.timeout.map(Duration::from_secs),
+            grace: bench.grace,
+            lease: Some(self.lease.descriptor()),
+        };
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let start = Instant::now();
+        let lease = &mut self.lease;
+        let outcome = bench.executor.run(&job, &self.control, &mut |update| match update {
+            // Only a reader who looks for an orphan needs it; the lock itself is held already.
+            Update::Started { group } => _ = lease.started(group),
+            Update::Progress { done, total, note } => said(Said::Progress { done, total, note }),
+        });
+        let seconds = start.elapsed().as_secs_f64();
+        let fail = |error: String, again: bool| Stop::Failed { error, tail: outcome.tail.clone(), again };
+        match &outcome.end {
+            End::Exit(0) => {}
+            End::Stopped => return Err(Stop::Interrupted),
+            End::Exit(75) if self.control.level() > 0 => return Err(Stop::Interrupted),
+            End::Exit(75) => return Err(Stop::Checkpointed),
+            End::Exit(2) => return Err(fail("bad input (exit 2)".into(), false)),
+            End::Exit(code) => return Err(fail(format!("exit {code}"), true)),
+            End::Signal(signal) => return Err(fail(format!("ended by {}", signal_name(*signal)), true)),
+            End::TimedOut => {
+                let seconds = self.stage.kind.timeout.unwrap_or(0);
+                return Err(fail(format!("ran longer than its timeout of {seconds} s"), true));
+            }
+            End::NotStarted(why) => return Err(fail(why.clone(), false)),
+        }
+        let modified = before.changed();
+        if !modified.is_empty() {
+            return Err(fail(changed(&modified, "while the stage ran"), false));
+        }
+        let out = folder.out();
+        match fs::symlink_metadata(&out) {
+            Ok(meta) if meta.is_dir() => {}
+            _ => return Err(fail("out: is no folder any more".into(), false)),
+        }
+        if fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_none()) {
+            return Err(fail("exited 0 without writing anything into out".into(), false));
+        }
+        let files = match self.stage.kind.fixed {
+            true => promised(&out, self.stage).map_err(|error| fail(error, false))?,
+            false => Vec::new(),
+        };
+        let store = |e: crate::cas::StoreError| fail(e.to_string(), false);
+        let (tree, _) = bench.store.put_tree(&out).map_err(store)?;
+        let log = match fs::metadata(&job.log) {
+            Ok(meta) if meta.size() > 0 => Some(bench.store.put_file(&job.log).map_err(store)?),
+            _ => None,
+        };
+        Ok(Made { tree, log, files, started, seconds })
+    }
+}
+
+enum Stop {
+    Failed { error: String, tail: Vec<String>, again: bool },
+    Checkpointed,
+    Interrupted,
+}
+
+impl Stop {
+    fn because(error: impl Into<String>) -> Stop {
+        Stop::Failed { error: error.into(), tail: Vec::new(), again: false }
+    }
+}
+
+fn changed(paths: &[PathBuf], when: &str) -> String {
+    let names: Vec<String> = paths.iter().take(5).map(|p| p.display().to_string()).collect();
+    format!("{}: changed {when}: nothing is recorded\n  hint: run again", names.join(", "))
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGKILL => "SIGKILL (out of memory?)",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGILL => "SIGILL (an instruction that this processor lacks?)",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGPIPE => "SIGPIPE",
+        other => return format!("signal {other}"),
+    };
+    name.to_string()
+}
+
+/// Checks a source's output: exactly the promised files, each with its size and SHA-256. Returns what came.
+fn promised(out: &std::path::Path, stage: &Stage) -> Result<Vec<(String, String, u64)>, String> {
+    let none = std::collections::BTreeMap::new();
+    let promises: &std::collections::BTreeMap<String, Promise> = stage.files.as_ref().unwrap_or(&none);
+    let mut found = Vec::new();
+    for entry in walkdir::WalkDir::new(out).sort_by_file_name() {
+        let entry = entry.map_err(|e| e.to_string())?;
+        if entry.file_type().is_dir() {
+            continue;
+        }
+        let relative = entry.path().strip_prefix(out).unwrap_or(entry.path()).to_string_lossy().into_owned();
+        if !entry.file_type().is_file() {
+            return Err(format!("{relative}: a source may only write files"));
+        }
+        let Some(promise) =
+            promises.get(&relative).or(promises.is_empty().then_some(&Promise { sha256: None, size: None }))
+        else {
+            return Err(format!("{relative}: was not promised"));
+        };
+        let size = entry.metadata().map_err(|e| format!("{relative}: {e}"))?.size();
+        if let Some(wanted) = promise.size.filter(|wanted| *wanted != size) {
+            return Err(format!("{relative}: {size} bytes, promised were {wanted}"));
+        }
+        let mut file = fs::File::open(entry.path()).map_err(|e| format!("{relative}: {e}"))?;
+        let mut sha = Sha256::new();
+        std::io::copy(&mut file, &mut sha).map_err(|e| format!("{relative}: {e}"))?;
+        let sha: String = sha.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        if let Some(wanted) = promise.sha256.as_ref().filter(|wanted| **wanted != sha) {
+            return Err(format!("{relative}: sha256 {sha}, promised was {wanted}"));
+        }
+        found.push((relative, sha, size));
+    }
+    if let Some(missing) = promises.keys().find(|path| !found.iter().any(|(found, _, _)| found == *path)) {
+        return Err(format!("{missing}: was promised and did not come"));
+    }
+    Ok(found)
+}
