@@ -1,11 +1,9 @@
 //! fetch: the promised files of a source, from the Hub, a mirror or the repository itself; size and SHA-256 of each are
 //! checked before it is put in place. Knows variants and promises; knows no content.
 
-use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
@@ -17,7 +15,7 @@ use crate::job::{Fixed, Job, Promise, bad, progress};
 /// The place of a source.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Params {
+pub struct Params {
     /// `owner/name` on the Hub.
     repo: String,
     repo_type: RepoType,
@@ -59,7 +57,8 @@ pub fn run(job: Job) -> Result<()> {
     fetch(&params, job.fixed()?, offline, &hub, job.scratch(), job.out())
 }
 
-fn fetch(
+/// [`run`] without the environment: `offline` and `hub` are what it would have found there.
+pub fn fetch(
     params: &Params,
     fixed: &Fixed,
     offline: bool,
@@ -87,14 +86,7 @@ fn fetch(
     for (file, promise) in &fixed.files {
         let part = scratch.join("parts").join(file);
         let before = done;
-        let told = Cell::new(Instant::now());
-        // A line for every buffer would flood the log.
-        let seen = |bytes: u64| {
-            if told.get().elapsed() > Duration::from_millis(300) {
-                told.set(Instant::now());
-                progress(before + bytes, total.max(before + bytes), file);
-            }
-        };
+        let seen = |bytes: u64| progress(before + bytes, total.max(before + bytes + 1), file);
         let bring = || bring(params, fixed, offline, hub, file, promise, &part, &seen);
         bring().with_context(|| format!("{}: {file}", params.repo))?;
         done += place(&part, &out.join(file))?;

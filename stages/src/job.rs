@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
@@ -239,8 +240,17 @@ impl Input {
     }
 }
 
-/// Prints a line that moves the engine's progress bar.
+/// Prints a line that moves the engine's progress bar; the last one always, others at most five a second.
 pub fn progress(done: u64, total: u64, note: impl Display) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    {
+        // A poisoned lock still holds a time.
+        let mut last = LAST.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if done != total && last.is_some_and(|at| at.elapsed() < Duration::from_millis(200)) {
+            return;
+        }
+        *last = Some(Instant::now());
+    }
     let line = serde_json::json!({"progress": {"done": done, "total": total, "note": note.to_string()}});
     // A reader that went away is no reason to fail.
     let _ = writeln!(std::io::stdout(), "{line}");

@@ -1,7 +1,7 @@
 //! PNG and JPEG to packed bytes, height by width by channels. Knows formats and sizes; knows no data set.
 
 use anyhow::{Result, anyhow, bail};
-use image::{DynamicImage, ImageReader};
+use image::{DynamicImage, ImageFormat, ImageReader};
 
 /// Decodes an image that must have this size, into `out` (height · width · channels bytes, rows first, then columns,
 /// then channels). `channels` is 1 (grey) or 3 (red, green, blue). A grey image is repeated where three channels are
@@ -30,7 +30,7 @@ pub fn decode(bytes: &[u8], height: usize, width: usize, channels: usize, out: &
 /// Decodes an image of any size and type. Errors say what the bytes look like where they are no image.
 pub fn open(bytes: &[u8]) -> Result<DynamicImage> {
     let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format()?;
-    if reader.format().is_none() {
+    if !matches!(reader.format(), Some(ImageFormat::Png | ImageFormat::Jpeg)) {
         let start: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         bail!("neither PNG nor JPEG ({} bytes that start with {start})", bytes.len());
     }
