@@ -5,8 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use stages::job::{self, Job};
-use stages::{fetch, figure, identity, prepare, report, subsample, table, train};
-use stages::{bench, fetch, identity, prepare, subsample, train};
 
 /// What a word stands for.
 enum Entry {
@@ -24,16 +22,11 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("train", Entry::Stage(stages::train::run)),
     ("evaluate", Entry::Stage(stages::evaluate::run)),
     ("geometry", Entry::Stage(stages::geometry::run)),
+    ("table", Entry::Stage(stages::table::run)),
+    ("figure", Entry::Stage(stages::figure::run)),
+    ("report", Entry::Stage(stages::report::run)),
+    ("bench", Entry::Words(stages::bench::run)),
     ("identity", Entry::Words(stages::identity::run)),
-    ("fetch", Entry::Stage(fetch::run)),
-    ("prepare", Entry::Stage(prepare::run)),
-    ("subsample", Entry::Stage(subsample::run)),
-    ("train", Entry::Stage(train::run)),
-    ("table", Entry::Stage(table::run)),
-    ("figure", Entry::Stage(figure::run)),
-    ("report", Entry::Stage(report::run)),
-    ("bench", Entry::Words(bench::run)),
-    ("identity", Entry::Words(identity::run)),
 ];
 
 fn main() -> ExitCode {
