@@ -36,7 +36,7 @@ pub use materialize::{Link, copy};
 pub use verify::{Complete, Verified};
 
 use crate::digest::Digest;
-use crate::stat::{Record, Stat, Table, now};
+use crate::stat::{Table, now};
 use crate::tree::{Sub, Tree, TreeError};
 
 /// What can go wrong with the store.
@@ -239,10 +239,6 @@ impl Store {
     fn locked(&self, digest: &Digest) -> MutexGuard<'_, ()> {
         let lock = &self.locks[usize::from(digest.as_bytes()[31]) % self.locks.len()];
         lock.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn record(&self, digest: &Digest, stat: Stat, read_at: i64) {
-        self.stats.put(&[Record { key: *digest.as_bytes(), digest: *digest, stat, read_at }]);
     }
 
     /// Moves a blob whose bytes are not what its name says out of the way. Where that cannot be done (a read-only

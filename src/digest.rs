@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::str::FromStr;
@@ -178,25 +178,29 @@ pub fn file(path: &Path) -> io::Result<Digest> {
     open_file(&file, size)
 }
 
-/// The digest of an open file that had `size` bytes a moment ago; reads from its start.
+/// The digest of an open file that had `size` bytes a moment ago; reads from its start, wherever its offset stands.
 pub(crate) fn open_file(file: &File, size: u64) -> io::Result<Digest> {
     if size < 2 * GROUP { sequential(file) } else { parallel(file, size) }
 }
 
-fn sequential(mut file: &File) -> io::Result<Digest> {
+fn sequential(file: &File) -> io::Result<Digest> {
     BUFFER.with_borrow_mut(|buffer| {
         let mut hasher = None::<blake3::Hasher>;
+        let mut at = 0;
         loop {
             let mut filled = 0;
             while filled < buffer.len() {
-                match file.read(&mut buffer[filled..]) {
+                match file.read_at(&mut buffer[filled..], at) {
                     Ok(0) => {
                         return Ok(match hasher {
                             None => Digest::of(&buffer[..filled]),
                             Some(mut hasher) => Digest(hasher.update(&buffer[..filled]).finalize().into()),
                         });
                     }
-                    Ok(n) => filled += n,
+                    Ok(n) => {
+                        filled += n;
+                        at += n as u64;
+                    }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                     Err(error) => return Err(error),
                 }
@@ -277,6 +281,13 @@ mod tests {
             let path = folder.path().join("file");
             std::fs::write(&path, &bytes).unwrap();
             assert_eq!(file(&path).unwrap(), Digest::of(&bytes), "{size} bytes");
+            let mut open = File::open(&path).unwrap();
+            io::copy(&mut open, &mut io::sink()).unwrap();
+            assert_eq!(
+                open_file(&open, size as u64).unwrap(),
+                Digest::of(&bytes),
+                "{size} bytes, read before"
+            );
         }
     }
 

@@ -160,24 +160,31 @@ impl Store {
     /// Makes a hard link, and renews the record: a link changes the blob's ctime. `false` where none can be made.
     fn link(&self, digest: &Digest, size: u64, dest: &Path) -> Result<bool> {
         let blob = self.blob_path(digest);
-        let _lock = self.locked(digest);
-        let before = match Stat::at(&blob) {
-            Ok(stat) if stat.size == size && self.vouched(digest, &stat) => stat,
-            _ => {
-                self.stats.refresh();
-                served(self.reread(digest)?, digest)?;
-                Stat::at(&blob).map_err(StoreError::io(&blob, "looking"))?
+        let mut good = None;
+        loop {
+            {
+                let _lock = self.locked(digest);
+                let vouched = |stat: &Stat| good == Some(*stat) || self.vouched(digest, stat);
+                if let Some(before) = Stat::at(&blob).ok().filter(vouched) {
+                    if before.size != size {
+                        return Err(StoreError::Damaged { digest: *digest });
+                    }
+                    match fs::hard_link(&blob, dest) {
+                        Ok(()) => {}
+                        Err(error) => match error.raw_os_error() {
+                            Some(libc::EXDEV | libc::EMLINK | libc::EPERM | libc::EOPNOTSUPP) => {
+                                return Ok(false);
+                            }
+                            _ => return Err(StoreError::io(dest, "linking")(error)),
+                        },
+                    }
+                    self.renew(digest, &before)?;
+                    return Ok(true);
+                }
             }
-        };
-        match fs::hard_link(&blob, dest) {
-            Ok(()) => {}
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EXDEV | libc::EMLINK | libc::EPERM | libc::EOPNOTSUPP) => return Ok(false),
-                _ => return Err(StoreError::io(dest, "linking")(error)),
-            },
+            // Another process may link it between our looks; each round reads the bytes once.
+            good = Some(served(self.check(digest, Some(size))?, digest)?);
         }
-        self.renew(digest, &before)?;
-        Ok(true)
     }
 
     /// The blob had this stat, and was good, when we changed its links: what it has now is our own doing. A write in
@@ -277,9 +284,9 @@ pub fn copy(from: &Path, dest: &Path) -> Result<()> {
     })
 }
 
-fn served(blob: Blob, digest: &Digest) -> Result<()> {
+fn served(blob: Blob, digest: &Digest) -> Result<Stat> {
     match blob {
-        Blob::Good => Ok(()),
+        Blob::Good(stat) => Ok(stat),
         Blob::Missing => Err(StoreError::Absent { digest: *digest }),
         Blob::Bad => Err(StoreError::Damaged { digest: *digest }),
     }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
@@ -10,10 +11,14 @@ use crate::digest::{self, Digest};
 use crate::stat::{Record, Stat, now};
 use crate::tree::Tree;
 
+/// Blobs bigger than this are worth asking what other processes know of them.
+const REFRESH: u64 = 1 << 20;
+
 /// What the store can say of one blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Blob {
-    Good,
+    /// Its bytes are good, and this was its stat then.
+    Good(Stat),
     Missing,
     Bad,
 }
@@ -37,7 +42,7 @@ pub struct Verified {
     /// Bad blobs, now in quarantine.
     pub bad: Vec<Digest>,
     /// Files among the blobs that are no blobs.
-    pub strange: Vec<std::path::PathBuf>,
+    pub strange: Vec<PathBuf>,
 }
 
 impl Store {
@@ -67,7 +72,7 @@ impl Store {
         let files: Vec<_> = tree.files().collect();
         let look = |(path, digest, size, _): &(&str, Digest, u64, bool)| {
             Ok(match self.check(digest, Some(*size))? {
-                Blob::Good => None,
+                Blob::Good(_) => None,
                 Blob::Missing => Some(Complete::Missing { path: path.to_string(), digest: *digest }),
                 Blob::Bad => Some(Complete::Damaged { path: path.to_string(), digest: *digest }),
             })
@@ -90,11 +95,12 @@ impl Store {
             Err(error) => return Err(StoreError::io(&path, "looking")(error)),
         };
         if self.vouched(digest, &stat) && size.is_none_or(|size| size == stat.size) {
-            return Ok(Blob::Good);
+            return Ok(Blob::Good(stat));
         }
-        let _lock = self.locked(digest);
-        // Another process may have linked it and said so.
-        self.stats.refresh();
+        if stat.size > REFRESH {
+            // Another process may have linked it and said so: cheaper to hear than to read the blob.
+            self.stats.refresh();
+        }
         self.reread(digest)
     }
 
@@ -102,7 +108,8 @@ impl Store {
         self.stats.get(digest.as_bytes()).is_some_and(|record| record.holds_blob(stat))
     }
 
-    /// Reads a blob's bytes unless its stat vouches for them; the caller holds its lock.
+    /// Reads a blob's bytes unless its stat vouches for them. The caller must not hold its lock: reading goes on on all
+    /// cores, and a core that waits takes up other work, which may want the same lock.
     pub(super) fn reread(&self, digest: &Digest) -> Result<Blob> {
         let path = self.blob_path(digest);
         let file = match File::open(&path) {
@@ -112,19 +119,25 @@ impl Store {
         };
         let before = Stat::of(&file).map_err(StoreError::io(&path, "reading"))?;
         if self.vouched(digest, &before) {
-            return Ok(Blob::Good);
+            return Ok(Blob::Good(before));
         }
+        self.read_through(digest, &path, &file, &before)
+    }
+
+    fn read_through(&self, digest: &Digest, path: &Path, file: &File, before: &Stat) -> Result<Blob> {
         let read_at = now();
-        let found = digest::open_file(&file, before.size).map_err(StoreError::io(&path, "reading"))?;
+        let found = digest::open_file(file, before.size).map_err(StoreError::io(path, "reading"))?;
         if found != *digest {
             self.quarantine(digest);
             return Ok(Blob::Bad);
         }
-        let stat = Stat::of(&file).map_err(StoreError::io(&path, "reading"))?;
-        if stat.same_but_ctime(&before) {
+        let _lock = self.locked(digest);
+        let stat = Stat::of(file).map_err(StoreError::io(path, "reading"))?;
+        // Our own links may have changed the ctime meanwhile; a write would have changed the mtime.
+        if stat.same_but_ctime(before) {
             self.stats.put(&[Record { key: *digest.as_bytes(), digest: *digest, stat, read_at }]);
         }
-        Ok(Blob::Good)
+        Ok(Blob::Good(stat))
     }
 
     /// Reads every blob, whatever its stat says. `progress` hears the blobs and bytes done so far, and may be called
@@ -135,20 +148,13 @@ impl Store {
         let (done, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         let look = |digest: &Digest| {
             let path = self.blob_path(digest);
-            let _lock = self.locked(digest);
             let file = match File::open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(StoreError::io(&path, "reading")(error)),
             };
-            let error = |e| StoreError::io(&path, "reading")(e);
-            let before = Stat::of(&file).map_err(error)?;
-            let read_at = now();
-            let good = digest::open_file(&file, before.size).map_err(error)? == *digest;
-            match good {
-                true => self.record(digest, Stat::of(&file).map_err(error)?, read_at),
-                false => self.quarantine(digest),
-            }
+            let before = Stat::of(&file).map_err(StoreError::io(&path, "reading"))?;
+            let good = matches!(self.read_through(digest, &path, &file, &before)?, Blob::Good(_));
             let size = before.size;
             progress(done.fetch_add(1, Relaxed) + 1, bytes.fetch_add(size, Relaxed) + size);
             Ok((!good).then_some(*digest))
@@ -160,7 +166,7 @@ impl Store {
     }
 
     /// All blobs, and the files among them that are none.
-    pub(crate) fn blobs(&self) -> Result<(Vec<Digest>, Vec<std::path::PathBuf>)> {
+    pub(crate) fn blobs(&self) -> Result<(Vec<Digest>, Vec<PathBuf>)> {
         let root = self.cache.join("blobs");
         let (mut blobs, mut strange) = (Vec::new(), Vec::new());
         for entry in walkdir::WalkDir::new(&root).min_depth(1).sort_by_file_name() {
