@@ -1,7 +1,7 @@
 //! Which stage needs which: cycles, order, upstream, the selection of targets. Knows no key and no state of a run.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashSet};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 
 use petgraph::algo::kosaraju_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -124,16 +124,19 @@ impl Graph {
         let mut sorted = stages.to_vec();
         sorted.sort_unstable_by_key(|id| self.rank[id.index()]);
         sorted.dedup();
-        let mut bases: Vec<(&str, usize)> = Vec::new();
-        let mut number = std::collections::HashMap::new();
+        let mut counts: HashMap<&str, usize> = HashMap::new();
         for &id in &sorted {
-            let base = pipeline.stage(id).base.as_str();
-            let i = *number.entry(base).or_insert_with(|| {
-                bases.push((base, 0));
-                bases.len() - 1
-            });
-            bases[i].1 += 1;
+            *counts.entry(&pipeline.stage(id).base).or_default() += 1;
         }
+        // Backwards, so that a base stands where its last instance does: after what any of them needs.
+        let mut bases = Vec::with_capacity(counts.len());
+        for &id in sorted.iter().rev() {
+            let base = pipeline.stage(id).base.as_str();
+            bases.extend(counts.remove(base).map(|count| (base, count)));
+        }
+        bases.reverse();
+        let number: HashMap<&str, usize> =
+            bases.iter().enumerate().map(|(i, (base, _))| (*base, i)).collect();
         let mut seen = HashSet::new();
         let mut edges = Vec::new();
         for &id in &sorted {
@@ -269,18 +272,28 @@ fn cycles(pipeline: &Pipeline, inputs: &[Vec<StageId>], sorted: &[StageId]) -> D
         Diagnostic {
             location: stage.location.clone(),
             field: format!("stages.{}.in", stage.base),
-            message: format!("stages read one another in a cycle: {}", names.join(" -> ")),
+            message: format!("stages read one another in a cycle: {}", round(&names)),
             hint: Some("remove one of these inputs, or split a stage in two".to_owned()),
         }
     });
     Diagnostics(diagnostics.collect())
 }
 
+/// `a -> b -> a`; of a very long cycle the middle is left out.
+fn round(names: &[&str]) -> String {
+    match names.len() {
+        0..=20 => names.join(" -> "),
+        n => {
+            format!("{} -> … {} more … -> {}", names[..10].join(" -> "), n - 20, names[n - 10..].join(" -> "))
+        }
+    }
+}
+
 /// A shortest way from the first stage of a knot back to itself.
 fn shortest(knot: &[u32], inputs: &[Vec<StageId>]) -> Vec<u32> {
     let start = knot[0];
     let inside: HashSet<u32> = knot.iter().copied().collect();
-    let mut from = std::collections::HashMap::new();
+    let mut from = HashMap::new();
     let mut queue = std::collections::VecDeque::from([start]);
     while let Some(i) = queue.pop_front() {
         for next in inputs[i as usize].iter().map(|id| id.0).filter(|next| inside.contains(next)) {
@@ -303,3 +316,6 @@ fn shortest(knot: &[u32], inputs: &[Vec<StageId>]) -> Vec<u32> {
     }
     vec![start, start]
 }
+
+#[cfg(test)]
+mod tests;

@@ -206,3 +206,6 @@ fn check_version(node: &Node, root: &fields::Fields, sink: &mut Sink) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
