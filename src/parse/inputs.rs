@@ -49,10 +49,10 @@ impl Resolver<'_> {
 
     fn input(&mut self, node: &Node, path: &Path, sink: &mut Sink) -> Option<Input> {
         let (items, is_list) = match &node.data {
+            _ if sink.is_full() => return None,
             Data::List(list) => (list.as_slice(), true),
             Data::Text(_) => (std::slice::from_ref(node), false),
             Data::Bad => return None,
-            _ if sink.is_full() => return None,
             data => {
                 let message = format!("expected a stage, a path or a list of them, found {}", found(data));
                 sink.error(node.at, path, message);

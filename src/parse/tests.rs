@@ -356,7 +356,7 @@ fn a_mistake_in_a_matrix_is_shown_once_and_many_mistakes_end() {
         file += &format!("  stage-{i}: {{ run: [echo], in: {{ x: stag-{i} }} }}\n");
     }
     let errors = bad(&file);
-    assert!(errors.ends_with("more than 200 errors; these are the first that were found"), "{errors}");
+    assert!(errors.ends_with("more than 100 errors; these are the first that were found"), "{errors}");
 }
 
 #[test]
