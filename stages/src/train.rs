@@ -2,11 +2,11 @@
 //! another in its loss alone. Knows no evaluation on the test rows.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::batches::{Batch, Pixels, Source};
 use crate::checkpoint;
@@ -20,47 +20,16 @@ use crate::optim::{Optimizer, clip_scale, global_norm};
 use crate::rng::Stream;
 use crate::scores::{Groups, Scores, Summary};
 
+mod clock;
 mod params;
+mod state;
+
+use clock::Clock;
 pub use params::{DeviceName, Params, Precision, Select, Warmup};
+use state::{Best, State, copy, fingerprint};
 
 /// Examples a forward pass of a measurement.
 const MEASURE_BATCH: usize = 256;
-
-/// At least this long between two lines of progress.
-const PROGRESS_EVERY: Duration = Duration::from_secs(2);
-
-/// Where a training stands, beside the tensors: all of it is in the checkpoint.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct State {
-    /// Of params and rows: a checkpoint of another training is not taken up.
-    fingerprint: String,
-    epoch: u64,
-    /// Steps made in this epoch.
-    step: u64,
-    optimizer_steps: u64,
-    /// What the method remembers: group DRO's weights.
-    method: Vec<f64>,
-    /// Of this epoch's batches, as the training saw them.
-    running: Scores,
-    /// Σ of this epoch's batch losses.
-    loss: f64,
-    /// The lines of `epochs.jsonl` so far.
-    history: Vec<String>,
-    best: Option<Best>,
-    /// The mean batch loss of the last finished epoch.
-    last_loss: f64,
-}
-
-/// The best measured epoch.
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Best {
-    epoch: u64,
-    value: f64,
-    /// Measurements since.
-    since: u64,
-}
 
 /// A line of `epochs.jsonl`.
 #[derive(Serialize)]
@@ -143,44 +112,8 @@ pub fn run(job: Job) -> Result<()> {
     };
 
     let path = checkpoint::path(job.scratch());
-    let mut best_weights = Vec::new();
-    let mut state = State {
-        fingerprint: fingerprint(&params, &examples, &indices)?,
-        epoch: 0,
-        step: 0,
-        optimizer_steps: 0,
-        method: method.state().to_vec(),
-        running: Scores::new(counts.group.len()),
-        loss: 0.0,
-        history: Vec::new(),
-        best: None,
-        last_loss: 0.0,
-    };
-    match checkpoint::load::<State>(&path) {
-        Ok(None) => {}
-        Ok(Some(saved)) => {
-            if saved.state.fingerprint != state.fingerprint {
-                bail!("{}: a checkpoint of another training\nhint: remove it", path.display());
-            }
-            let find = |kind: &str, name: &str| -> Result<Tensor> {
-                let name = format!("{kind}/{name}");
-                saved.tensors.get(&name).cloned().with_context(|| format!("checkpoint: {name}: missing"))
-            };
-            for (name, var) in model.parameters().iter().chain(model.buffers()) {
-                var.set(&find("model", name)?).with_context(|| format!("checkpoint: {name}"))?;
-            }
-            optimizer.restore(saved.state.optimizer_steps, |name| find("optimizer", name))?;
-            method.restore(&saved.state.method)?;
-            if saved.state.best.is_some() {
-                for (name, _) in model.parameters().iter().chain(model.buffers()) {
-                    best_weights.push((name.clone(), find("best", name)?));
-                }
-            }
-            state = saved.state;
-            eprintln!("resumed at epoch {} step {}", state.epoch + 1, state.step);
-        }
-        Err(error) => eprintln!("{}: {error:#}: ignored, starting anew", path.display()),
-    }
+    let mut state = State::new(fingerprint(&params, &examples, &indices)?, counts.group.len());
+    let mut best_weights = state.resume(&path, &model, &mut optimizer, &mut method)?;
 
     let mut clock = Clock::new(state.epoch * per_epoch + state.step, total);
     let mut measured: Option<Measured> = None;
@@ -214,13 +147,20 @@ pub fn run(job: Job) -> Result<()> {
 
                 state.loss += loss;
                 state.step += 1;
-                clock.step(&state, &params, batch.labels.len(), measured.as_ref());
+                if let Some((train, validation)) = &measured {
+                    clock.worst = Some(validation.as_ref().unwrap_or(train).worst_group_accuracy);
+                }
+                let note = format!(
+                    "epoch {}/{} loss {:.4}",
+                    state.epoch + 1,
+                    params.epochs,
+                    state.loss / state.step as f64
+                );
+                clock.step(batch.labels.len(), &note);
                 let stop = job::stop_requested();
                 if stop || (params.checkpoint_every > 0 && (step + 1).is_multiple_of(params.checkpoint_every))
                 {
-                    state.optimizer_steps = optimizer.steps();
-                    state.method = now.state().to_vec();
-                    save(&path, &model, &optimizer, &best_weights, &state)?;
+                    state.save(&path, &model, &optimizer, now, &best_weights)?;
                 }
                 if stop {
                     return Err(Checkpointed.into());
@@ -408,101 +348,4 @@ fn selection(params: &Params, measured: Option<&Measured>) -> Option<f64> {
 
 fn out_of_patience(params: &Params, state: &State) -> bool {
     matches!((params.patience, state.best), (Some(patience), Some(best)) if best.since >= patience)
-}
-
-/// A copy of the weights that later steps do not touch.
-fn copy(model: &Model) -> Result<Vec<(String, Tensor)>> {
-    let all = model.parameters().iter().chain(model.buffers());
-    all.map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?))).collect()
-}
-
-fn save(
-    path: &std::path::Path,
-    model: &Model,
-    optimizer: &Optimizer,
-    best: &[(String, Tensor)],
-    state: &State,
-) -> Result<()> {
-    let named = |kind: &str, name: &str, t: Tensor| (format!("{kind}/{name}"), t);
-    let mut tensors = Vec::new();
-    for (name, var) in model.parameters().iter().chain(model.buffers()) {
-        tensors.push(named("model", name, var.as_detached_tensor()));
-    }
-    tensors.extend(optimizer.state().into_iter().map(|(name, t)| named("optimizer", &name, t)));
-    tensors.extend(best.iter().map(|(name, t)| named("best", name, t.clone())));
-    checkpoint::save(path, &tensors, state)
-}
-
-/// A digest of what decides a training: the params and the rows with their labels and groups.
-fn fingerprint(params: &Params, examples: &Examples, indices: &Indices) -> Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(job::canonical(params)?.as_bytes());
-    for rows in [&indices.train, &indices.validation] {
-        hasher.update(&(rows.len() as u64).to_le_bytes());
-        for &row in rows {
-            hasher.update(&row.to_le_bytes());
-            hasher.update(&examples.group(row as usize).to_le_bytes());
-            hasher.update(examples.image(row as usize));
-        }
-    }
-    Ok(hasher.finalize().to_hex().to_string())
-}
-
-/// Speed and what is left; nothing of it reaches the output.
-struct Clock {
-    started: Instant,
-    printed: Option<Instant>,
-    waited: Duration,
-    images: usize,
-    steps: u64,
-    done: u64,
-    total: u64,
-    worst: Option<f64>,
-}
-
-impl Clock {
-    fn new(done: u64, total: u64) -> Clock {
-        let started = Instant::now();
-        Clock {
-            started,
-            printed: None,
-            waited: Duration::ZERO,
-            images: 0,
-            steps: 0,
-            done,
-            total,
-            worst: None,
-        }
-    }
-
-    fn waited(&mut self, time: Duration) {
-        self.waited += time;
-    }
-
-    /// Counts a step and prints a line of progress from time to time.
-    fn step(&mut self, state: &State, params: &Params, images: usize, measured: Option<&Measured>) {
-        self.images += images;
-        self.steps += 1;
-        if let Some((train, validation)) = measured {
-            self.worst = Some(validation.as_ref().unwrap_or(train).worst_group_accuracy);
-        }
-        let last = self.done + self.steps == self.total;
-        if !last && self.printed.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
-            return;
-        }
-        self.printed = Some(Instant::now());
-        let seconds = self.started.elapsed().as_secs_f64().max(1e-9);
-        let left = seconds / self.steps as f64 * (self.total - self.done - self.steps) as f64;
-        let worst = self.worst.map(|w| format!(" worst {w:.3}")).unwrap_or_default();
-        let note = format!(
-            "epoch {}/{} loss {:.4}{worst} {:.0} images/s data wait {:.0}% {:.0} s left",
-            state.epoch + 1,
-            params.epochs,
-            state.loss / state.step as f64,
-            self.images as f64 / seconds,
-            100.0 * self.waited.as_secs_f64() / seconds,
-            left
-        );
-        job::progress(self.done + self.steps, self.total, note);
-    }
 }
