@@ -86,10 +86,20 @@ pub enum Acquired {
 
 /// Tries to take the lease of the action whose work folder this is (made where missing); does not wait.
 pub fn acquire(work: &Path) -> io::Result<Acquired> {
-    loop {
+    let path = lock_path(work);
+    let open = || {
         fs::create_dir_all(work)?;
-        let path = lock_path(work);
-        let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)?;
+        OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path)
+    };
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let mut file = match open() {
+            Ok(file) => file,
+            // Whoever ended the action removes its folder: between our two steps, perhaps.
+            Err(error) if tries < 1000 && is_between(&error) => continue,
+            Err(error) => return Err(error),
+        };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Acquired::HeldBy(read(&mut file))),
@@ -129,6 +139,10 @@ pub fn wait(work: &Path, timeout: Duration, stop: &dyn Fn() -> bool) -> io::Resu
 pub fn is_held(work: &Path) -> bool {
     let Ok(file) = File::open(lock_path(work)) else { return false };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(rustix::io::Errno::WOULDBLOCK)
+}
+
+fn is_between(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
 }
 
 fn lock_path(work: &Path) -> PathBuf {

@@ -131,7 +131,10 @@ pub struct Table {
 
 #[derive(Default)]
 struct State {
-    records: HashMap<[u8; 32], Record, BuildHasherDefault<KeyHasher>>,
+    /// By the first word of the key; the whole key is compared.
+    index: HashMap<u64, u32, BuildHasherDefault<KeyHasher>>,
+    records: Vec<Record>,
+    /// Not in the file yet.
     pending: Vec<Record>,
     inode: u64,
     read_to: u64,
@@ -143,7 +146,7 @@ impl Table {
         let mut state = State::default();
         let lines = state.load(path).unwrap_or_default();
         let table = Table { path: path.to_path_buf(), state: RwLock::new(state) };
-        if lines > 10_000 + 2 * table.read().records.len() {
+        if lines > 10_000 + 2 * table.read().index.len() {
             // Only tidiness: the next one tries again.
             let _ = table.compact();
         }
@@ -159,14 +162,14 @@ impl Table {
     }
 
     pub fn get(&self, key: &[u8; 32]) -> Option<Record> {
-        self.read().records.get(key).copied()
+        self.read().get(key).copied()
     }
 
     /// Remembers these at once for this process, and for others with the next [`Table::save`].
     pub fn put(&self, records: &[Record]) {
         let mut state = self.write();
         for record in records {
-            state.records.insert(record.key, *record);
+            state.insert(*record);
             state.pending.push(*record);
         }
     }
@@ -206,8 +209,8 @@ impl Table {
         let mut state = self.write();
         state.load(&self.path)?;
         let mut bytes = HEADER.to_vec();
-        for record in state.records.values() {
-            bytes.extend_from_slice(&encode(record));
+        for at in state.index.values() {
+            bytes.extend_from_slice(&encode(&state.records[*at as usize]));
         }
         let folder = self.path.parent().unwrap_or(Path::new("."));
         let mut new = tempfile::NamedTempFile::new_in(folder)?;
@@ -263,28 +266,55 @@ impl State {
 
         let ours = boot();
         let mut others: HashMap<u64, Nanos> = HashMap::new();
-        let mut found = Vec::with_capacity(whole.len());
         for bytes in whole {
-            let Some((record, boot)) = decode(bytes) else { continue };
-            if boot != ours {
-                let last = others.entry(boot).or_insert(record.read_at);
-                *last = (*last).max(record.read_at);
+            let boot = word(bytes, BOOT);
+            if boot != ours && word(bytes, SUM) == checksum(&bytes[..SUM]) {
+                let read_at = word(bytes, READ_AT) as Nanos;
+                let last = others.entry(boot).or_insert(read_at);
+                *last = (*last).max(read_at);
             }
-            found.push((record, boot));
         }
-        self.records.reserve(found.len());
-        for (record, boot) in found {
-            if others.get(&boot).is_none_or(|last| record.read_at < last - UNWRITTEN) {
-                self.records.insert(record.key, record);
+        self.index.reserve(whole.len().saturating_sub(self.index.len()));
+        self.records.reserve(whole.len());
+        for bytes in whole {
+            let Some(record) = decode(bytes) else { continue };
+            let boot = word(bytes, BOOT);
+            if boot == ours || others.get(&boot).is_none_or(|last| record.read_at < last - UNWRITTEN) {
+                self.insert(record);
             } else {
-                self.records.remove(&record.key);
+                self.index.remove(&word(&record.key, 0));
             }
         }
-        for record in &self.pending {
-            self.records.insert(record.key, *record);
+        for at in 0..self.pending.len() {
+            self.insert(self.pending[at]);
         }
         Ok(lines)
     }
+
+    fn get(&self, key: &[u8; 32]) -> Option<&Record> {
+        let at = *self.index.get(&word(key, 0))?;
+        Some(&self.records[at as usize]).filter(|record| record.key == *key)
+    }
+
+    fn insert(&mut self, record: Record) {
+        let next = self.records.len() as u32;
+        let at = *self.index.entry(word(&record.key, 0)).or_insert(next);
+        match self.records.get_mut(at as usize) {
+            Some(known) => *known = record,
+            None => self.records.push(record),
+        }
+    }
+}
+
+/// Where a record's numbers stand.
+const READ_AT: usize = 104;
+const BOOT: usize = 112;
+const SUM: usize = 120;
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(word)
 }
 
 fn encode(record: &Record) -> [u8; RECORD] {
@@ -293,36 +323,29 @@ fn encode(record: &Record) -> [u8; RECORD] {
     out[32..64].copy_from_slice(record.digest.as_bytes());
     let Stat { dev, ino, size, mtime, ctime } = record.stat;
     let numbers = [dev, ino, size, mtime as u64, ctime as u64, record.read_at as u64, boot()];
-    for (to, number) in out[64..120].chunks_exact_mut(8).zip(numbers) {
+    for (to, number) in out[64..SUM].chunks_exact_mut(8).zip(numbers) {
         to.copy_from_slice(&number.to_le_bytes());
     }
-    let sum = checksum(&out[..120]);
-    out[120..].copy_from_slice(&sum.to_le_bytes());
+    let sum = checksum(&out[..SUM]);
+    out[SUM..].copy_from_slice(&sum.to_le_bytes());
     out
 }
 
-fn decode(bytes: &[u8; RECORD]) -> Option<(Record, u64)> {
-    let number = |at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_le_bytes(word)
-    };
-    if number(120) != checksum(&bytes[..120]) {
+fn decode(bytes: &[u8; RECORD]) -> Option<Record> {
+    if word(bytes, SUM) != checksum(&bytes[..SUM]) {
         return None;
     }
-    let mut key = [0; 32];
+    let (mut key, mut digest) = ([0; 32], [0; 32]);
     key.copy_from_slice(&bytes[..32]);
-    let mut digest = [0; 32];
     digest.copy_from_slice(&bytes[32..64]);
     let stat = Stat {
-        dev: number(64),
-        ino: number(72),
-        size: number(80),
-        mtime: number(88) as i64,
-        ctime: number(96) as i64,
+        dev: word(bytes, 64),
+        ino: word(bytes, 72),
+        size: word(bytes, 80),
+        mtime: word(bytes, 88) as Nanos,
+        ctime: word(bytes, 96) as Nanos,
     };
-    let record = Record { key, digest: Digest::from_bytes(digest), stat, read_at: number(104) as i64 };
-    Some((record, number(112)))
+    Some(Record { key, digest: Digest::from_bytes(digest), stat, read_at: word(bytes, READ_AT) as Nanos })
 }
 
 /// Against torn writes, not against an adversary: a multiply-rotate over the words.
@@ -343,7 +366,7 @@ fn boot() -> u64 {
     })
 }
 
-/// Keys are digests already: their first word is a good hash.
+/// Keys are words of digests: good hashes already.
 #[derive(Default)]
 struct KeyHasher(u64);
 
@@ -352,9 +375,11 @@ impl Hasher for KeyHasher {
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {
-        for word in bytes.as_chunks::<8>().0.iter().take(1) {
-            self.0 ^= u64::from_le_bytes(*word);
+        for chunk in bytes.as_chunks::<8>().0 {
+            self.0 ^= u64::from_le_bytes(*chunk);
         }
     }
-    fn write_usize(&mut self, _: usize) {}
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key;
+    }
 }

@@ -1,7 +1,8 @@
 //! Digests of the repository's files, computed once: by path, as long as their stat holds. Knows no store.
 
+use std::fs::File;
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use rustix::fs::FileType;
@@ -77,19 +78,28 @@ impl StatCache {
     }
 
     fn tree(&self, root: &Path, found: Vec<Found>) -> Result<Tree, TreeError> {
+        let prefix = self.prefix(root).map_err(TreeError::io(root))?;
         let look = |found: Found| {
             let mut record = None;
             let what = match found.kind {
                 Kind::File { executable } => {
-                    let path = root.join(&found.path);
-                    let digest;
-                    (digest, record) = self.read(&path, &found.stat).map_err(TreeError::io(&path))?;
+                    let key = key(&prefix, &found.path);
+                    let digest = match self.known(&key, &found.stat) {
+                        Some(digest) => digest,
+                        None => {
+                            let path = root.join(&found.path);
+                            let digest;
+                            (digest, record) = read(&path, key).map_err(TreeError::io(&path))?;
+                            digest
+                        }
+                    };
                     What::File { digest, size: found.stat.size, executable }
                 }
                 Kind::Symlink { target } => What::Symlink { target },
                 Kind::EmptyFolder => What::Folder,
             };
-            Ok((Entry { path: found.path, what }, record))
+            // Boxed: nearly always there is none, and the pairs are many.
+            Ok((Entry { path: found.path, what }, record.map(Box::new)))
         };
         let (entries, records): (Vec<_>, Vec<_>) = found
             .into_par_iter()
@@ -98,47 +108,56 @@ impl StatCache {
             .collect::<Result<Vec<_>, TreeError>>()?
             .into_iter()
             .unzip();
-        let records: Vec<Record> = records.into_iter().flatten().collect();
+        let records: Vec<Record> = records.into_iter().flatten().map(|record| *record).collect();
         self.table.put(&records);
         Ok(Tree::new(entries))
     }
 
     /// The digest, and a record where there is something new to remember.
     fn read(&self, path: &Path, stat: &Stat) -> io::Result<(Digest, Option<Record>)> {
-        let key = self.key(path)?;
-        if let Some(record) = self.table.get(&key) {
-            if record.holds(stat) {
-                return Ok((record.digest, None));
-            }
+        let key = key(&self.prefix(path)?, "");
+        match self.known(&key, stat) {
+            Some(digest) => Ok((digest, None)),
+            None => read(path, key),
         }
-        let read_at = now();
-        let file = std::fs::File::open(path)?;
-        let before = Stat::of(&file)?;
-        let digest = digest::open_file(&file, before.size)?;
-        let after = Stat::of(&file)?;
-        // A file that changes while it is read gets the digest that was read, and is not remembered.
-        let record = (before == after).then_some(Record { key, digest, stat: after, read_at });
-        Ok((digest, record))
     }
 
-    fn key(&self, path: &Path) -> io::Result<[u8; 32]> {
+    fn known(&self, key: &[u8; 32], stat: &Stat) -> Option<Digest> {
+        self.table.get(key).filter(|record| record.holds(stat)).map(|record| record.digest)
+    }
+
+    /// What a path, and all below it, begin with in the table.
+    fn prefix(&self, path: &Path) -> io::Result<Vec<u8>> {
         use std::os::unix::ffi::OsStrExt;
-        let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
-        let absolute;
-        let path = if plain {
-            path
-        } else {
-            absolute = std::path::absolute(path)?;
-            &absolute
-        };
+        let path = std::path::absolute(path)?;
         let (tag, path) = match path.strip_prefix(&self.root) {
             Ok(below) => (b'r', below),
-            Err(_) => (b'a', path),
+            Err(_) => (b'a', path.as_path()),
         };
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&[tag]).update(path.as_os_str().as_bytes());
-        Ok(hasher.finalize().into())
+        let path = path.as_os_str().as_bytes();
+        Ok([&[tag], path.strip_suffix(b"/").unwrap_or(path)].concat())
     }
+}
+
+/// The table's key of the file `below` a prefix, or at it.
+fn key(prefix: &[u8], below: &str) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(prefix);
+    if !below.is_empty() {
+        hasher.update(if prefix.len() > 1 { b"/" } else { b"" }).update(below.as_bytes());
+    }
+    hasher.finalize().into()
+}
+
+fn read(path: &Path, key: [u8; 32]) -> io::Result<(Digest, Option<Record>)> {
+    let read_at = now();
+    let file = File::open(path)?;
+    let before = Stat::of(&file)?;
+    let digest = digest::open_file(&file, before.size)?;
+    let after = Stat::of(&file)?;
+    // A file that changes while it is read gets the digest that was read, and is not remembered.
+    let record = (before == after).then_some(Record { key, digest, stat: after, read_at });
+    Ok((digest, record))
 }
 
 /// The inputs of a stage as they were when its key was computed.

@@ -32,7 +32,10 @@ pub enum Kind {
 pub fn list(root: &Path) -> Result<Vec<Found>, TreeError> {
     let mut found = Vec::new();
     folder(root, "", &mut found)?;
-    found.par_sort_unstable_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
+    // Each folder comes sorted; what is left to do is where an empty folder stands among names that go on after its own.
+    if !found.is_sorted_by(|a, b| a.path.as_bytes() < b.path.as_bytes()) {
+        found.par_sort_unstable_by(|a, b| a.path.as_bytes().cmp(b.path.as_bytes()));
+    }
     Ok(found)
 }
 
@@ -49,19 +52,20 @@ fn folder(root: &Path, prefix: &str, out: &mut Vec<Found>) -> Result<bool, TreeE
     let path = root.join(prefix);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(&path, flags, Mode::empty()).map_err(|e| TreeError::io(&path)(e.into()))?;
-    let mut names: Vec<CString> = Vec::new();
+    let mut names: Vec<(CString, bool)> = Vec::new();
     let mut buffer = Vec::with_capacity(64 << 10);
     let mut listing = RawDir::new(&fd, buffer.spare_capacity_mut());
     while let Some(entry) = listing.next() {
         let entry = entry.map_err(|e| TreeError::io(&path)(e.into()))?;
         if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push(entry.file_name().to_owned());
+            names.push((entry.file_name().to_owned(), entry.file_type() == FileType::Directory));
         }
     }
     if names.is_empty() {
         return Ok(true);
     }
-    let look = |name: &CString| item(&fd, &path, prefix, name);
+    names.sort_unstable_by(|a, b| in_paths(a).cmp(in_paths(b)));
+    let look = |(name, _): &(CString, bool)| item(&fd, &path, prefix, name);
     let items: Vec<Item> = match names.len() {
         ..=CHUNK => names.iter().map(look).collect::<Result<_, _>>()?,
         _ => names.par_iter().with_min_len(CHUNK).map(look).collect::<Result<_, _>>()?,
@@ -69,30 +73,33 @@ fn folder(root: &Path, prefix: &str, out: &mut Vec<Found>) -> Result<bool, TreeE
     // Closed before going down, so that depth and width cost no open files.
     drop(fd);
 
-    let mut folders = Vec::new();
-    for item in items {
-        match item {
-            Item::Found(found) => out.push(found),
-            Item::Folder(path) => folders.push(path),
-        }
-    }
-    let below = |path: &String| {
+    let below = |path: &str| {
         let mut found = Vec::new();
         if folder(root, path, &mut found)? {
             let at = root.join(path);
             let stat = rustix::fs::lstat(&at).map_err(|e| TreeError::io(&at)(e.into()))?;
             let kind = Kind::EmptyFolder;
-            found.push(Found { path: path.clone(), stat: Stat::new(&stat), kind, links: 1 });
+            found.push(Found { path: path.to_string(), stat: Stat::new(&stat), kind, links: 1 });
         }
         Ok(found)
     };
-    if let [path] = folders.as_slice() {
-        out.append(&mut below(path)?);
-    } else {
-        let all: Vec<Vec<Found>> = folders.par_iter().map(below).collect::<Result<_, TreeError>>()?;
-        out.extend(all.into_iter().flatten());
+    let folders = items.par_iter().filter_map(|item| match item {
+        Item::Folder(path) => Some(below(path)),
+        Item::Found(_) => None,
+    });
+    let mut folders = folders.collect::<Result<Vec<_>, TreeError>>()?.into_iter();
+    for item in items {
+        match item {
+            Item::Found(found) => out.push(found),
+            Item::Folder(_) => out.append(&mut folders.next().unwrap_or_default()),
+        }
     }
     Ok(false)
+}
+
+/// A name as it stands in the paths of what it names: a folder's goes on with a slash.
+fn in_paths((name, folder): &(CString, bool)) -> impl Iterator<Item = &u8> {
+    name.to_bytes().iter().chain(folder.then_some(&b'/'))
 }
 
 fn item(fd: impl rustix::fd::AsFd, folder: &Path, prefix: &str, name: &CStr) -> Result<Item, TreeError> {
