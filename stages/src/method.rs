@@ -2,7 +2,7 @@
 //! the functions of `loss.rs` are put together; knows no model and no loop.
 
 use anyhow::{Result, ensure};
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::loss::{self, GroupDro};
@@ -274,11 +274,6 @@ impl Method {
     pub fn adds_up(&self) -> bool {
         !matches!(self.reduction, Reduction::Dro(_))
     }
-}
-
-/// The predicted class of each example: the place of the largest logit, the first of equal ones.
-pub fn predictions(logits: &Tensor) -> Result<Vec<u32>> {
-    Ok(logits.argmax(D::Minus1)?.to_vec1::<u32>()?)
 }
 
 /// `margin * (n_min / n_k)^(1/4)`: the rarest class has the whole margin.

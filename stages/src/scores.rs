@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::{self, Hits};
+
 /// How many groups there are and which class each belongs to: `g / n_attributes`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Groups {
@@ -34,14 +36,6 @@ pub struct Scores {
     margin: Vec<f64>,
     /// The least margin; `None` before the first example.
     least: Vec<Option<f64>>,
-}
-
-/// Right predictions of a class or group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Hits {
-    pub n: u64,
-    pub correct: u64,
 }
 
 /// The scores as they are written. Accuracies and errors are fractions.
@@ -123,13 +117,7 @@ impl Scores {
             (0..groups.n_attributes).map(|a| k * groups.n_attributes + a).collect()
         };
         let per_class: Vec<Hits> = (0..groups.classes).map(|k| hits(&of_class(k))).collect();
-        let (mut adjusted, mut weight) = (0.0, 0.0);
-        for (hits, &train) in per_group.iter().zip(&groups.train) {
-            if let Some(accuracy) = hits.accuracy() {
-                adjusted += train as f64 * accuracy;
-                weight += train as f64;
-            }
-        }
+        let training: Vec<u64> = groups.train.iter().map(|&n| n as u64).collect();
         let wrong = |correct: &[u64]| share((all - correct.iter().sum::<u64>()) as f64);
         let mean = |g: usize| (self.n[g] > 0).then(|| self.margin[g] / self.n[g] as f64);
         let rare = groups.rare();
@@ -144,10 +132,10 @@ impl Scores {
         };
         Summary {
             n: all,
-            average_accuracy: share(self.correct.iter().sum::<u64>() as f64),
-            adjusted_average_accuracy: if weight > 0.0 { adjusted / weight } else { 0.0 },
-            worst_group_accuracy: worst(&per_group),
-            worst_class_accuracy: worst(&per_class),
+            average_accuracy: metrics::average(&per_group).unwrap_or(0.0),
+            adjusted_average_accuracy: metrics::adjusted(&per_group, &training).unwrap_or(0.0),
+            worst_group_accuracy: metrics::worst(&per_group).unwrap_or(0.0),
+            worst_class_accuracy: metrics::worst(&per_class).unwrap_or(0.0),
             per_class,
             per_group,
             error_raw: wrong(&self.correct),
@@ -158,18 +146,6 @@ impl Scores {
             margin_ratio,
         }
     }
-}
-
-impl Hits {
-    /// `None` without examples.
-    pub fn accuracy(&self) -> Option<f64> {
-        (self.n > 0).then(|| self.correct as f64 / self.n as f64)
-    }
-}
-
-/// The least accuracy of those that have examples, 0 where none has.
-fn worst(hits: &[Hits]) -> f64 {
-    hits.iter().filter_map(Hits::accuracy).reduce(f64::min).unwrap_or(0.0)
 }
 
 /// Whether place `y` is where argmax finds the largest: no earlier one is as large, no later one larger.

@@ -1,0 +1,85 @@
+"""Trains ResNet-20 on real Fashion-MNIST with the same short recipe in PyTorch and in `stages train`, three seeds each,
+and prints the test accuracies of both. Not a golden file: a run of some minutes for a quiet machine.
+
+python recipe.py STAGES ARRAYS INDICES WORK
+    STAGES   the program, target/release/stages
+    ARRAYS   the output of prepare, INDICES that of subsample (ratio 1, per_class 500, validation_per_class 100, seed 0)
+    WORK     an empty folder
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from models import ResNetCifar
+
+EPOCHS, BATCH, RATE, MILESTONE, SEEDS = 8, 64, 0.1, 6, (0, 1, 2)
+
+
+def kaiming(model):
+    """The initialisation of the reference code, which `head: kaiming` asks of ours."""
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            torch.nn.init.kaiming_normal_(module.weight)
+
+
+def pytorch(arrays, indices, mean, std, seed):
+    torch.manual_seed(seed)
+    pixels = lambda rows: ((arrays["image"][rows].permute(0, 3, 1, 2).float() / 255) - mean) / std
+    train, test = indices["train"].long(), indices["test"].long()
+    x, y = pixels(train), arrays["label"][train].long()
+    model = ResNetCifar(20, x.shape[1], 10, "A").to(memory_format=torch.channels_last)
+    kaiming(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=2e-4)
+    for epoch in range(EPOCHS):
+        optimizer.param_groups[0]["lr"] = RATE if epoch < MILESTONE else RATE / 10
+        order = torch.randperm(len(train))
+        for at in order.split(BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[at].contiguous(memory_format=torch.channels_last)), y[at]).backward()
+            optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        right = sum((model(pixels(rows)).argmax(1) == arrays["label"][rows]).sum() for rows in test.split(500))
+    return right.item() / len(test)
+
+
+def ours(stages, folders, seed):
+    params = {
+        "model": {"family": "resnet-cifar", "depth": 20, "shortcut": "A", "head": "kaiming"},
+        "method": "erm",
+        "epochs": EPOCHS,
+        "batch": BATCH,
+        "optimizer": {"name": "sgd", "momentum": 0.9, "weight_decay": 2e-4},
+        "schedule": {"name": "step", "rate": RATE, "milestones": [MILESTONE], "rates": [RATE / 10]},
+        "seed": seed,
+    }
+
+    def stage(word, params, inputs, name):
+        folder = Path(sys.argv[4]) / f"{name}-{seed}"
+        folder.mkdir(parents=True)
+        job = {"version": 1, "params": params, "inputs": inputs, "out": "out", "scratch": "scratch", "threads": 2}
+        (folder / "job.json").write_text(json.dumps(job))
+        subprocess.run([stages, word, folder / "job.json"], check=True, stdout=subprocess.DEVNULL)
+        return str((folder / "out").resolve())
+
+    weights = stage("train", params, folders, "train")
+    out = stage("evaluate", {}, {"weights": weights, **folders}, "evaluate")
+    return json.loads((Path(out) / "metrics.json").read_text())["average_accuracy"]
+
+
+if __name__ == "__main__":
+    stages, arrays, indices, _ = sys.argv[1:]
+    folders = {"data": str(Path(arrays).resolve()), "indices": str(Path(indices).resolve())}
+    meta = json.loads((Path(arrays) / "meta.json").read_text())
+    tensors = load_file(Path(arrays) / "examples.safetensors"), load_file(Path(indices) / "indices.safetensors")
+    torch.set_num_threads(2)
+    for seed in SEEDS:
+        a = ours(Path(stages).resolve(), folders, seed)
+        b = pytorch(*tensors, meta["mean"][0], meta["std"][0], seed)
+        print(f"seed {seed}: ours {a:.4f} PyTorch {b:.4f}", flush=True)
