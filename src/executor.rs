@@ -31,6 +31,8 @@ pub struct Job {
     pub grace: Duration,
     /// A descriptor that every process of the job inherits: whoever holds it is part of the job.
     pub lease: Option<RawFd>,
+    /// A variable of `env`, as `NAME=value`, that no other job has: it tells processes that left the group.
+    pub mark: Option<String>,
 }
 
 /// What a running job says.

@@ -36,23 +36,23 @@ fn holds(process: &Path, lock: &fs::Metadata) -> bool {
         .any(|meta| (meta.dev(), meta.ino()) == (lock.dev(), lock.ino()))
 }
 
-/// Makes this process the parent of whatever its descendants leave behind, so that [`adopted`] can find it.
+/// Makes this process the parent of whatever its descendants leave behind, so that [`end_adopted`] can find it.
 pub fn adopt() {
     // SAFETY: plain numbers; a kernel that does not know the option only says so.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
 }
 
-/// Ends the processes that left their stage's group (a daemon that called `setsid`) and came to us: our children
-/// that hold this lock. To be called when the stage's first process has ended.
-pub fn end_adopted(lock: &Path) {
+/// Ends the processes that left their job's group (a daemon that called `setsid`) and came to us: our children whose
+/// environment has `mark`, which is the job's alone. To be called when the job's first process has ended.
+pub fn end_adopted(mark: &str) {
     let me = std::process::id();
-    let Ok(meta) = fs::metadata(lock) else { return };
     for _ in 0..20 {
+        // Children that another thread of ours started stand in the list of that thread.
         let children = fs::read_to_string(format!("/proc/self/task/{me}/children")).unwrap_or_default();
         let mut found = false;
         for pid in children.split_whitespace().filter_map(|word| word.parse::<i32>().ok()) {
-            let process = Path::new("/proc").join(pid.to_string());
-            if !holds(&process, &meta) {
+            let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            if !env.split(|&byte| byte == 0).any(|variable| variable == mark.as_bytes()) {
                 continue;
             }
             found = true;

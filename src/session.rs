@@ -285,8 +285,12 @@ impl<'a> Keys<'a> {
             None => format!("{}: stages.{}.code", stage.location, stage.base),
         };
         let files = program::digests(&self.session.root, &self.session.stat, patterns, &what)?;
-        let read = files.iter().filter(|(path, _)| self.compiled.binary_search(path).is_err());
-        let read = read.map(|(path, digest)| (self.session.root.join(path), *digest)).collect();
+        let mut read = Vec::new();
+        for (path, _) in files.iter().filter(|(path, _)| self.compiled.binary_search(path).is_err()) {
+            let path = self.session.root.join(path);
+            let seen = self.session.stat.look(&path).map_err(|e| Error::input(format!("{what}: {e}")))?;
+            read.push((path, seen.digest()));
+        }
         let code = Rc::new(Code { files, read });
         self.code.borrow_mut().insert(patterns.clone(), code.clone());
         Ok(code)
@@ -299,7 +303,11 @@ impl<'a> Keys<'a> {
                 // -e: a line that fails is a stage that fails; -u: a misspelt input is an error, not an empty word.
                 ["/bin/sh", "-eu", "-c", text, "sh"].map(String::from).to_vec()
             }
-            Command::Argv(words) => self.resolve(words),
+            Command::Argv(words) => {
+                let mut words = self.resolve(words);
+                words.push("job.json".into());
+                words
+            }
         }
     }
 
@@ -415,9 +423,10 @@ impl<'a> Keys<'a> {
             match argv(&stage.kind).and_then(|words| words.first()).and_then(|w| w.strip_prefix("./")) {
                 Some(relative) if !pinned => {
                     let path = self.session.root.join(relative);
-                    let digest = self.session.stat.file(&path).map_err(|e| {
-                        Error::input(format!("{}: {}: run: {relative}: {e}", stage.kind.location, stage.name))
+                    let seen = self.session.stat.look(&path).map_err(|e| {
+                        Error::input(format!("{}: {}: run: {e}", stage.kind.location, stage.name))
                     })?;
+                    let digest = seen.digest();
                     watched.push((path, digest));
                     Some(digest)
                 }

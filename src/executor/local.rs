@@ -181,6 +181,9 @@ fn attend(
     // The first process is a zombie until `wait`: its number, and so its group's, cannot be another's yet.
     signal_group(child, libc::SIGKILL);
     let status = child.wait();
+    if let Some(mark) = &job.mark {
+        crate::orphan::end_adopted(mark);
+    }
     let until = Instant::now() + DRAIN;
     while open && Instant::now() < until {
         let mut polled = libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -338,6 +341,7 @@ mod tests {
             timeout: None,
             grace: Duration::from_millis(300),
             lease: None,
+            mark: None,
         };
         change(&mut job);
         let mut updates = Vec::new();

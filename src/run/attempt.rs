@@ -175,6 +175,7 @@ impl Attempt<'_> {
             timeout: self.stage.kind.timeout.map(Duration::from_secs),
             grace: bench.grace,
             lease: Some(self.lease.descriptor()),
+            mark: Some(format!("TMPDIR={}", folder.tmp().display())),
         };
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let start = Instant::now();

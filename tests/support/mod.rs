@@ -175,7 +175,8 @@ impl Repo {
     /// Starts it.
     pub fn spawn(&self, args: &[&str]) -> Running {
         let file = |name: &str| {
-            let path = tempfile::Builder::new().prefix(name).tempfile().unwrap().into_temp_path().keep().unwrap();
+            let path =
+                tempfile::Builder::new().prefix(name).tempfile().unwrap().into_temp_path().keep().unwrap();
             (File::create(&path).unwrap(), path)
         };
         let ((out, stdout), (err, stderr)) = (file("stdout"), file("stderr"));
@@ -188,7 +189,11 @@ impl Repo {
     pub fn output(&self, stage: &str, file: &str) -> String {
         let out = self.itpipe(&["cache", "path", stage]).good();
         let line = out.stdout.lines().find(|line| line.split('\t').nth(1) == Some(file));
-        let blob = line.unwrap_or_else(|| panic!("{stage} has no {file}: {}", out.stdout)).split('\t').next().unwrap();
+        let blob = line
+            .unwrap_or_else(|| panic!("{stage} has no {file}: {}", out.stdout))
+            .split('\t')
+            .next()
+            .unwrap();
         fs::read_to_string(blob).unwrap()
     }
 
@@ -209,7 +214,8 @@ impl Repo {
     /// The blob with this content.
     #[track_caller]
     pub fn blob(&self, content: &str) -> PathBuf {
-        let found = self.blobs().into_iter().find(|path| fs::read(path).is_ok_and(|b| b == content.as_bytes()));
+        let found =
+            self.blobs().into_iter().find(|path| fs::read(path).is_ok_and(|b| b == content.as_bytes()));
         found.unwrap_or_else(|| panic!("no blob holds {content:?}"))
     }
 }
