@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::error::Error;
 use crate::pipeline::StageId;
 use crate::session::{Keys, Output, Session};
-use crate::why::{self, Cause};
+use crate::why::{self, Cause, Found};
 
 /// What a run would do with a stage.
 #[derive(Clone, Debug)]
@@ -33,18 +33,15 @@ pub fn plan(session: &Session, stages: &[StageId]) -> Result<Vec<(StageId, Fate)
             Some(first) => Fate::After(first),
             None => match keys.key(id, &outputs, &keyed) {
                 Err(error) => Fate::Stuck(error.text),
-                Ok(key) => {
-                    let result = session.results.get(&key.key).filter(|r| session.store.complete(&r.tree));
-                    match result {
-                        Some(result) => {
-                            let output = Output { key: key.key, tree: result.tree };
-                            outputs[id.index()] = Some(output);
-                            keyed[id.index()] = Some(Rc::new(key));
-                            Fate::UpToDate(output)
-                        }
-                        None => Fate::Run(why::cause(session, &session.stage(id).name, &key)),
+                Ok(key) => match why::look(session, &key.key) {
+                    Found::Whole(output) => {
+                        outputs[id.index()] = Some(output);
+                        keyed[id.index()] = Some(Rc::new(key));
+                        Fate::UpToDate(output)
                     }
-                }
+                    Found::Broken(why) => Fate::Run(Cause::Incomplete(why)),
+                    Found::Nothing => Fate::Run(why::cause(session, &session.stage(id).name, &key)),
+                },
             },
         };
         root[id.index()] = match &fate {

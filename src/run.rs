@@ -28,7 +28,7 @@ use crate::results::ActionResult;
 use crate::sandbox;
 use crate::schedule::{Entry, Schedule, State, Step};
 use crate::session::{Keyed, Keys, Output, Session};
-use crate::why;
+use crate::why::{self, Found};
 
 use attempt::{Attempt, AttemptKey, Bench, Made, Outcome, Said};
 
@@ -71,6 +71,7 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         stages: wanted.len(),
     });
     let keys = Keys::build(&session, &wanted, &mut emit)?;
+    keys.check(&wanted)?;
     let mirror = args.mirror.as_ref().map(|dir| {
         std::fs::canonicalize(dir).map_err(|e| Error::input(format!("--mirror {}: {e}", dir.display())))
     });
@@ -83,6 +84,7 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         outputs: vec![None; n],
         keyed: vec![None; n],
         controls: HashMap::new(),
+        broken: HashMap::new(),
         elsewhere: Vec::new(),
         views,
         publishes,
@@ -188,6 +190,8 @@ struct Run<'a> {
     outputs: Vec<Option<Output>>,
     keyed: Vec<Option<Rc<Keyed>>>,
     controls: HashMap<usize, Arc<Control>>,
+    /// Stages whose recorded result cannot be served: why.
+    broken: HashMap<usize, String>,
     /// Stages that another run makes.
     elsewhere: Vec<usize>,
     views: Vec<Box<dyn View>>,
@@ -285,11 +289,15 @@ impl<'a> Run<'a> {
     /// Takes the recorded result, if there is one that the store can serve.
     fn take(&mut self, stage: usize) -> bool {
         let Some(keyed) = self.keyed[stage].clone() else { return false };
-        let Some(result) = self.session.results.get(&keyed.key) else { return false };
-        if !self.session.store.complete(&result.tree) {
-            return false;
+        match why::look(self.session, &keyed.key) {
+            Found::Whole(output) => self.outputs[stage] = Some(output),
+            Found::Nothing => return false,
+            Found::Broken(why) => {
+                // The first look tells more: a damaged blob is gone at the second.
+                self.broken.entry(stage).or_insert(why);
+                return false;
+            }
         }
-        self.outputs[stage] = Some(Output { key: keyed.key, tree: result.tree });
         self.schedule.apply(stage, Step::Hit);
         self.summary.up_to_date += 1;
         self.emit(Event::UpToDate { stage: self.name(stage), key: keyed.key.to_string() });
@@ -336,7 +344,10 @@ impl<'a> Run<'a> {
             }
         };
         let of = &self.session.pipeline.stages[stage];
-        let cause = why::cause(self.session, &of.name, &keyed).to_string();
+        let cause = match self.broken.remove(&stage) {
+            Some(why) => why,
+            None => why::cause(self.session, &of.name, &keyed).to_string(),
+        };
         let resumed = Folder(self.session.store.work(&keyed.key)).resumes();
         self.schedule.apply(stage, Step::Start);
         self.controls.insert(stage, control.clone());

@@ -266,6 +266,11 @@ impl<'a> Keys<'a> {
         })
     }
 
+    /// Finds what is wrong with the code of these stages before any of them runs.
+    pub fn check(&self, stages: &[StageId]) -> Result<(), Error> {
+        stages.iter().try_for_each(|id| self.code(self.session.stage(*id)).map(|_| ()))
+    }
+
     fn all_code(&self, stages: &[StageId]) -> Result<BTreeMap<String, Digest>, Error> {
         let mut all = BTreeMap::new();
         for id in stages {
@@ -339,7 +344,7 @@ impl<'a> Keys<'a> {
         if ready.is_none()
             && words.first().is_some_and(|word| self.session.pipeline.programs.contains_key(word))
         {
-            return Err(Error::input(format!("{}: its program is not built yet", words.join(" "))));
+            return Ok(Some(self.earlier_identity(stage)));
         }
         let mut text = self
             .session
@@ -354,16 +359,16 @@ impl<'a> Keys<'a> {
         Ok(Some(text))
     }
 
-    /// Whether the key of this stage needs a program that must be built first.
-    pub fn is_unbuilt(&self, stage: &Stage) -> Option<String> {
-        let words =
-            [argv(&stage.kind).and_then(|w| w.first()), stage.kind.identity.as_ref().and_then(|w| w.first())];
-        let mut words = words.into_iter().flatten();
-        words
-            .find(|word| {
-                self.session.pipeline.programs.contains_key(*word) && !self.programs.contains_key(*word)
-            })
-            .cloned()
+    /// For a plan: the identity that the stage had, where the program that would tell today's is not built.
+    fn earlier_identity(&self, stage: &Stage) -> Rc<str> {
+        let session = self.session;
+        let earlier = session
+            .lock
+            .get(&session.pipeline.profile, &stage.name)
+            .and_then(|locked| session.results.get(&locked.key))
+            .and_then(|result| session.store.manifest(&result.manifest).ok())
+            .and_then(|lines| lines.into_iter().find(|(field, _)| field == "identity"));
+        earlier.map_or_else(|| Rc::from("its program is not built yet"), |(_, text)| text.into())
     }
 
     fn tree(&self, digest: &Digest) -> Result<Rc<Tree>, Error> {

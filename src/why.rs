@@ -3,8 +3,9 @@
 use std::fmt;
 
 use crate::action::{self, Change};
+use crate::cas::Complete;
 use crate::digest::Digest;
-use crate::session::{Keyed, Session};
+use crate::session::{Keyed, Output, Session};
 
 /// Why a stage runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,19 +38,36 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Why there is no result for this key; compares with what the lock says that the stage had in this profile, else with
-/// the last result of a stage of this name.
-pub fn cause(session: &Session, stage: &str, keyed: &Keyed) -> Cause {
-    use crate::cas::Complete;
-    if let Some(result) = session.results.get(&keyed.key) {
-        let why = match session.store.completeness(&result.tree) {
-            Ok(Complete::Missing { path, .. }) => format!("output '{path}' is missing in the store"),
-            Ok(Complete::Damaged { path, .. }) => format!("output '{path}' was damaged in the store"),
-            Ok(Complete::Whole) => return Cause::Gone,
-            Err(error) => error.to_string(),
-        };
-        return Cause::Incomplete(why);
+/// What the store has for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A result whose blobs are all there and good.
+    Whole(Output),
+    /// A result that cannot be served: why. A damaged blob is set aside by the look.
+    Broken(String),
+    Nothing,
+}
+
+/// Looks a key up.
+pub fn look(session: &Session, key: &Digest) -> Found {
+    let Some(result) = session.results.get(key) else { return Found::Nothing };
+    match session.store.completeness(&result.tree) {
+        Ok(Complete::Whole) => Found::Whole(Output { key: *key, tree: result.tree }),
+        Ok(Complete::Missing { path, .. }) if path.is_empty() => {
+            Found::Broken("its output is missing in the store".into())
+        }
+        Ok(Complete::Missing { path, .. }) => {
+            Found::Broken(format!("output '{path}' is missing in the store"))
+        }
+        Ok(Complete::Damaged { path, .. }) => {
+            Found::Broken(format!("output '{path}' was damaged in the store"))
+        }
+        Err(error) => Found::Broken(error.to_string()),
     }
+}
+
+/// Why there is no result for this key; compares with what the lock says that the stage had in this profile.
+pub fn cause(session: &Session, stage: &str, keyed: &Keyed) -> Cause {
     let profile = &session.pipeline.profile;
     let old = match session.lock.get(profile, stage) {
         Some(locked) => match session.results.get(&locked.key) {
