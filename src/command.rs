@@ -8,8 +8,9 @@ use std::fmt::Write as _;
 use crate::cli::{CacheCommand, Cli, Command, Global, GraphFormat};
 use crate::error::Error;
 use crate::event::Event;
+use crate::keys::Keys;
 use crate::plan::{Fate, plan};
-use crate::session::{self, Keys, Session};
+use crate::session::{self, Session};
 
 /// Does what the command line says. Returns the exit code.
 pub fn run(cli: Cli) -> Result<u8, Error> {

@@ -12,6 +12,7 @@ pub mod executor;
 pub mod gc;
 pub mod graph;
 pub mod job;
+pub mod keys;
 pub mod lease;
 pub mod lock;
 pub mod orphan;

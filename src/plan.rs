@@ -3,8 +3,9 @@
 use std::rc::Rc;
 
 use crate::error::Error;
+use crate::keys::{Keys, Output};
 use crate::pipeline::StageId;
-use crate::session::{Keys, Output, Session};
+use crate::session::Session;
 use crate::why::{self, Cause, Found};
 
 /// What a run would do with a stage.

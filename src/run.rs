@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::event::{self, Event, Summary, View};
 use crate::executor::{Control, local::Local};
 use crate::job::{Folder, Reach};
+use crate::keys::{Keyed, Keys, Output};
 use crate::lease::{self, Acquired, Lease};
 use crate::lock::{self, Locked};
 use crate::pipeline::{Input, Source, StageId};
@@ -27,7 +28,7 @@ use crate::publish::{self, Ran, RunFile};
 use crate::results::ActionResult;
 use crate::sandbox;
 use crate::schedule::{Entry, Schedule, State, Step};
-use crate::session::{Keyed, Keys, Output, Session};
+use crate::session::Session;
 use crate::why::{self, Found};
 
 use attempt::{Attempt, AttemptKey, Bench, Made, Outcome, Said};

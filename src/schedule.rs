@@ -92,7 +92,6 @@ struct Pool {
 #[derive(Debug)]
 pub struct Schedule {
     states: Vec<State>,
-    upstream: Vec<Vec<usize>>,
     dependents: Vec<Vec<usize>>,
     open: Vec<usize>,
     height: Vec<u32>,
@@ -129,7 +128,6 @@ impl Schedule {
         let mut schedule = Schedule {
             states: entries.iter().map(|e| if e.wanted { State::Waiting } else { State::Unwanted }).collect(),
             open: entries.iter().map(|e| e.upstream.len()).collect(),
-            upstream: entries.iter().map(|e| e.upstream.clone()).collect(),
             height: heights(entries, &dependents),
             dependents,
             pool_of,
@@ -245,11 +243,6 @@ impl Schedule {
         not_run
     }
 
-    /// The stages that a stage reads.
-    pub fn upstream(&self, stage: usize) -> &[usize] {
-        &self.upstream[stage]
-    }
-
     /// The wanted stages that have not come to an end and hold no room, in order: what an interrupted run leaves.
     pub fn idle(&self) -> Vec<usize> {
         (0..self.states.len())
@@ -276,148 +269,4 @@ fn heights(entries: &[Entry], dependents: &[Vec<usize>]) -> Vec<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(upstream: &[usize]) -> Entry {
-        Entry { wanted: true, upstream: upstream.to_vec(), pool: "cpu".into(), weight: 1 }
-    }
-
-    fn cpu(n: u32) -> BTreeMap<String, u32> {
-        BTreeMap::from([("cpu".to_string(), n)])
-    }
-
-    #[test]
-    fn a_failure_stops_only_what_follows_it() {
-        // 0 -> 1 -> 2, and 3 alone.
-        let entries = [entry(&[]), entry(&[0]), entry(&[1]), entry(&[])];
-        let mut s = Schedule::new(&entries, &cpu(4));
-        assert_eq!((s.next_check(), s.next_check(), s.next_check()), (Some(0), Some(3), None));
-        s.apply(0, Step::Miss);
-        s.apply(3, Step::Miss);
-        assert_eq!(s.next_start(), Some(0), "the longest way first");
-        s.apply(0, Step::Start);
-        assert_eq!(s.apply(0, Step::Fail), vec![1, 2]);
-        assert_eq!(s.state(2), State::NotRun { because: 0 });
-        assert_eq!(s.next_start(), Some(3));
-        s.apply(3, Step::Start);
-        s.apply(3, Step::Done);
-        assert!(s.is_finished());
-    }
-
-    #[test]
-    fn a_pool_is_never_overdrawn_and_a_heavy_stage_gets_all_of_it() {
-        let mut entries = vec![entry(&[]), entry(&[]), entry(&[])];
-        entries[1].weight = 9;
-        let mut s = Schedule::new(&entries, &cpu(2));
-        while let Some(i) = s.next_check() {
-            s.apply(i, Step::Miss);
-        }
-        assert_eq!(s.next_start(), Some(0));
-        s.apply(0, Step::Start);
-        assert_eq!(s.next_start(), None, "1 needs both places");
-        s.apply(0, Step::Done);
-        assert_eq!(s.next_start(), Some(1));
-        s.apply(1, Step::Start);
-        assert_eq!(s.next_start(), None);
-        s.apply(1, Step::Done);
-        assert_eq!(s.next_start(), Some(2));
-    }
-
-    #[test]
-    fn an_action_held_elsewhere_leaves_its_room_to_others() {
-        let entries = [entry(&[]), entry(&[])];
-        let mut s = Schedule::new(&entries, &cpu(1));
-        while let Some(i) = s.next_check() {
-            s.apply(i, Step::Miss);
-        }
-        assert_eq!(s.next_start(), Some(0));
-        s.apply(0, Step::Held);
-        assert_eq!(s.next_start(), Some(1));
-        s.apply(1, Step::Start);
-        s.apply(0, Step::Hit);
-        s.apply(1, Step::Done);
-        assert!(s.is_finished());
-    }
-
-    /// A generator that is good enough for a simulation (Marsaglia, "Xorshift RNGs", 2003).
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, n: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 % n as u64) as usize
-        }
-    }
-
-    /// One run over a random graph, the order of completions drawn from `seed`. A "result" is a function of the
-    /// results upstream, as a key is; the returned text is what a lock would hold.
-    fn simulate(entries: &[Entry], fails: &[bool], hits: &[bool], seed: u64) -> (String, usize) {
-        let mut random = Random(seed);
-        let mut s = Schedule::new(entries, &BTreeMap::from([("cpu".into(), 3), ("gpu".into(), 1)]));
-        let mut results: Vec<Option<u64>> = vec![None; entries.len()];
-        let (mut running, mut ran) = (Vec::new(), 0);
-        while !s.is_finished() {
-            while let Some(i) = s.next_check() {
-                let inputs = entries[i].upstream.iter().map(|&u| results[u].expect("upstream is done"));
-                let result = inputs.fold(i as u64 + 1, |a, b| a.wrapping_mul(31).wrapping_add(b));
-                results[i] = Some(result);
-                s.apply(i, if hits[i] { Step::Hit } else { Step::Miss });
-            }
-            while let Some(i) = s.next_start() {
-                s.apply(i, Step::Start);
-                ran += 1;
-                running.push(i);
-            }
-            let used = |pool: &str| -> u32 {
-                running.iter().filter(|&&i| entries[i].pool == pool).map(|&i| entries[i].weight).sum()
-            };
-            assert!(used("cpu") <= 3 && used("gpu") <= 1);
-            if !running.is_empty() {
-                let i = running.swap_remove(random.below(running.len()));
-                if fails[i] {
-                    results[i] = None;
-                    s.apply(i, Step::Fail);
-                } else {
-                    s.apply(i, Step::Done);
-                }
-            }
-        }
-        let lock = (0..entries.len())
-            .map(|i| format!("{i}: {:?}", s.state(i).has_result().then_some(results[i])))
-            .collect::<Vec<_>>();
-        (lock.join("\n"), ran)
-    }
-
-    #[test]
-    fn the_order_of_completions_changes_neither_results_nor_what_ran() {
-        for graph in 1..=60u64 {
-            let mut random = Random(graph * 0x9e37_79b9);
-            let n = 1 + random.below(40);
-            let entries: Vec<Entry> = (0..n)
-                .map(|i| {
-                    let mut upstream: Vec<usize> =
-                        (0..random.below(4)).filter_map(|_| (i > 0).then(|| random.below(i))).collect();
-                    upstream.sort_unstable();
-                    upstream.dedup();
-                    let gpu = random.below(4) == 0;
-                    let (pool, weight) =
-                        if gpu { ("gpu".into(), 1) } else { ("cpu".into(), 1 + random.below(3) as u32) };
-                    Entry { wanted: true, upstream, pool, weight }
-                })
-                .collect();
-            let fails: Vec<bool> = (0..n).map(|_| random.below(12) == 0).collect();
-            let hits: Vec<bool> = (0..n).map(|_| random.below(3) == 0).collect();
-            let first = simulate(&entries, &fails, &hits, 1);
-            for seed in 2..30 {
-                assert_eq!(
-                    simulate(&entries, &fails, &hits, seed * 7919),
-                    first,
-                    "graph {graph}, seed {seed}"
-                );
-            }
-        }
-    }
-}
+mod tests;

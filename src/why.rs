@@ -5,7 +5,8 @@ use std::fmt;
 use crate::action::{self, Change};
 use crate::cas::Complete;
 use crate::digest::Digest;
-use crate::session::{Keyed, Output, Session};
+use crate::keys::{Keyed, Output};
+use crate::session::Session;
 
 /// Why a stage runs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,11 +9,12 @@ use super::print;
 use crate::cli::Global;
 use crate::error::{Error, at};
 use crate::event::Event;
+use crate::keys::Keys;
 use crate::pipeline::StageId;
 use crate::plan::Fate;
 use crate::results::ActionResult;
 use crate::sandbox;
-use crate::session::{Keys, Session};
+use crate::session::Session;
 use crate::tree::{Tree, What};
 
 /// The manifest that a stage's key is made of now.

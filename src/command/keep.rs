@@ -14,12 +14,13 @@ use crate::error::Error;
 use crate::executor::{Control, local::Local};
 use crate::gc;
 use crate::job::Reach;
+use crate::keys::{Keyed, Keys, Output};
 use crate::lease::{self, Acquired};
 use crate::pipeline::StageId;
 use crate::results::{Accepted, ActionResult};
 use crate::run::attempt::{Attempt, AttemptKey, Bench, Outcome};
 use crate::sandbox;
-use crate::session::{Keyed, Keys, Output, Session};
+use crate::session::Session;
 
 /// The key of a stage, all of whose upstream has results.
 fn keyed(session: &Session, keys: &Keys<'_>, id: StageId) -> Result<Keyed, Error> {

@@ -12,9 +12,9 @@ use crate::cas::{Link, Store};
 use crate::digest::Digest;
 use crate::executor::{Control, End, Executor, Job, Update};
 use crate::job::{self, Folder, JobError, Reach};
+use crate::keys::Keyed;
 use crate::lease::Lease;
 use crate::pipeline::{Promise, Stage};
-use crate::session::Keyed;
 use crate::stat_cache::StatCache;
 
 /// How often a stage that says "checkpointed, run me again" is run again by one run.
@@ -153,7 +153,10 @@ impl Attempt<'_> {
         let before = bench.stat.snapshot(&paths).map_err(|e| Stop::because(e.to_string()))?;
         for (digest, (path, keyed)) in before.digests().zip(&self.keyed.watched) {
             if digest != *keyed {
-                return Err(Stop::because(changed(&[path.clone()], "before the stage could start")));
+                return Err(Stop::because(changed(
+                    std::slice::from_ref(path),
+                    "before the stage could start",
+                )));
             }
         }
         folder.prepare(bench.store, self.stage, &self.keyed.inputs, bench.reach, bench.link).map_err(
