@@ -116,13 +116,13 @@ impl Grid {
                     thead {
                         @if grouped {
                             tr {
-                                @for head in &self.stub { th rowspan="2" scope="col" { (head) } }
+                                @for head in &self.stub { th.stub rowspan="2" scope="col" { (head) } }
                                 @for (label, n) in self.groups() { th.group colspan=(n) scope="colgroup" { (label) } }
                             }
                             tr { @for column in &self.columns { th scope="col" { (column.label) } } }
                         } @else {
                             tr {
-                                @for head in &self.stub { th scope="col" { (head) } }
+                                @for head in &self.stub { th.stub scope="col" { (head) } }
                                 @for column in &self.columns { th scope="col" { (column.label) } }
                             }
                         }

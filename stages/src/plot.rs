@@ -12,7 +12,7 @@ const UNIT: i32 = 2;
 /// A panel's size in units.
 pub const PANEL: (i32, i32) = (390 * UNIT, 290 * UNIT);
 const LEGEND: i32 = 26 * UNIT;
-const MARGIN: (i32, i32, i32, i32) = (26 * UNIT, 14 * UNIT, 40 * UNIT, 46 * UNIT); // top, right, bottom, left
+const MARGIN: (i32, i32, i32, i32) = (26 * UNIT, 66 * UNIT, 40 * UNIT, 46 * UNIT); // top, right, bottom, left
 
 /// Stands for the page's ink until [`finish`] puts `currentColor` there.
 const INK: RGBColor = RGBColor(1, 2, 3);
@@ -60,7 +60,7 @@ pub struct Series {
 /// A line that was not measured here, or holds for every x: dashed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reference {
-    /// Shown at its right end; empty: no label.
+    /// Shown at the right of the frame; empty: no label.
     pub label: String,
     /// `None`: the page's ink.
     pub colour: Option<Colour>,
@@ -219,9 +219,9 @@ fn extent(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     })
 }
 
-/// Round values within an interval, about five of them, with the decimals that they need.
+/// Round values within an interval, at most seven, with the decimals that they need.
 fn ticks((low, high): (f64, f64)) -> Vec<(f64, String)> {
-    let rough = ((high - low) / 5.0).max(1e-9);
+    let rough = ((high - low) / 6.0).max(1e-9);
     let power = libm::pow(10.0, libm::floor(libm::log10(rough)));
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|s| s * power).find(|s| *s >= rough).unwrap_or(power);
     let digits = (-libm::floor(libm::log10(step))).max(0.0) as usize;
@@ -235,22 +235,28 @@ fn draw(area: &Area, panel: &Panel) -> Drawn {
     for reference in &panel.references {
         dashed(area, &frame, reference)?;
     }
-    for reference in panel.references.iter().filter(|r| !r.label.is_empty()) {
-        if let Some((x, y)) = reference.points.last() {
-            let at = frame.at(*x, *y);
-            let ink = reference.colour.map_or(INK, Colour::rgb);
-            let style = words(10, &ink.mix(0.9), HPos::Right, VPos::Bottom);
-            area.draw(&Text::new(
-                reference.label.clone(),
-                (frame.right as i32 - UNIT, at.1 - 2 * UNIT),
-                style,
-            ))?;
-        }
-    }
+    labels(area, panel, &frame)?;
     for (i, one) in panel.series.iter().enumerate() {
         // Series side by side where their x agree, so that intervals do not hide each other.
         let shift = (2 * i as i32 - (panel.series.len() as i32 - 1)) * 2 * UNIT;
         series(area, &frame, one, shift)?;
+    }
+    Ok(())
+}
+
+/// The references' names at the right of the frame, each at its line's height unless the one above needs the room.
+fn labels(area: &Area, panel: &Panel, frame: &Frame) -> Drawn {
+    let named = panel.references.iter().filter(|r| !r.label.is_empty());
+    let mut at: Vec<(i32, &Reference)> =
+        named.filter_map(|r| Some((frame.at(1.0, r.points.last()?.1).1, r))).collect();
+    at.sort_by_key(|(y, _)| *y);
+    let mut free = i32::MIN;
+    for (y, reference) in at {
+        let y = y.max(free);
+        free = y + 13 * UNIT;
+        let ink = reference.colour.map_or(INK, Colour::rgb);
+        let style = words(11, &ink.mix(0.95), HPos::Left, VPos::Center);
+        area.draw(&Text::new(reference.label.clone(), (frame.right as i32 + 4 * UNIT, y), style))?;
     }
     Ok(())
 }

@@ -267,15 +267,17 @@ impl Plan<'_> {
             names.push(("best".into(), label));
         }
         for (gamma, label) in &names {
+            // What has no gamma stands in the first row alone.
+            let repeated = |method: Method| gamma != &names[0].0 && !method.tempered();
             let ours = self.each(|method, metric, digits| {
                 let id = quantity(data, ratio, method, gamma, metric);
-                self.measured(&[&id], digits)
+                if repeated(method) { Cell::Empty } else { self.measured(&[&id], digits) }
             });
             push(RowKind::Ours, format!("here, {label}"), ours);
             let differences = self.each(|method, metric, digits| {
                 let erm = quantity(data, ratio, Method::Erm, "0", metric);
                 let id = quantity(data, ratio, method, gamma, metric);
-                if id == erm { Cell::Empty } else { self.measured(&[&id, &erm], digits) }
+                if id == erm || repeated(method) { Cell::Empty } else { self.measured(&[&id, &erm], digits) }
             });
             push(RowKind::Difference, format!("{label}, minus ERM"), differences);
         }
@@ -376,7 +378,7 @@ impl Plan<'_> {
         }
         notes.extend(sources.iter().filter(|s| !s.exact).map(|s| {
             format!(
-                "{} is the variant `{}`, not bit for bit the published one: {}",
+                "{} is the variant {}, not bit for bit the published one: {}",
                 dataset_label(&s.dataset),
                 s.variant,
                 s.note

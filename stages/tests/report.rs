@@ -57,7 +57,8 @@ impl World {
                 for seed in 0..3 {
                     let name = format!("[fashion-mnist,{ratio},{method},{gamma},{seed}]");
                     let worst = (70.0 - f64::from(ratio) / 2.5 + lift + [0.0, 1.3, -0.8][seed]) / 100.0;
-                    let accuracies = json!({"worst_class_accuracy": worst, "average_accuracy": (1.0 + worst) / 2.0});
+                    let accuracies =
+                        json!({"worst_class_accuracy": worst, "average_accuracy": (1.0 + worst) / 2.0});
                     let params = json!({"method": method, "gamma": gamma, "seed": seed, "epochs": 3});
                     let data = json!({"dataset": "fashion-mnist", "variant": "bundled", "exact": false,
                         "note": self.note, "ratio": ratio, "n_train": 550, "counts": {}});
@@ -72,8 +73,13 @@ impl World {
                     }
                     let side = json!({"majority": 95.0 + lift / 4.0, "minority": 90.0 + lift});
                     let angles = json!({"classifier": side, "means_centred": side, "means_uncentred": side});
-                    self.write(&format!("g/{name}/geometry.json"), &json!({"params": params, "data": data, "angles": angles}));
-                    geometry.push(json!({"name": format!("geometry{name}"), "path": self.path(&format!("g/{name}"))}));
+                    self.write(
+                        &format!("g/{name}/geometry.json"),
+                        &json!({"params": params, "data": data, "angles": angles}),
+                    );
+                    geometry.push(
+                        json!({"name": format!("geometry{name}"), "path": self.path(&format!("g/{name}"))}),
+                    );
                 }
             }
         }
@@ -88,17 +94,29 @@ impl World {
         let layout = |layout: &str| json!({"layout": layout, "gammas": [0.5]});
         let one = self.stage("table1", table::run, layout("table1"), with_claims.clone()).unwrap();
         let two = self.stage("table2", table::run, layout("table2-shift"), with_claims).unwrap();
-        let curve = self.stage("figure2", figure::run, json!({"layout": "figure2", "ratio": 100}), json!({"metrics": metrics}));
+        let curve = self.stage(
+            "figure2",
+            figure::run,
+            json!({"layout": "figure2", "ratio": 100}),
+            json!({"metrics": metrics}),
+        );
         let angles = json!({"layout": "figure3", "gamma": 0.5, "classes": 10});
-        let angles = self.stage("figure3", figure::run, angles, json!({"metrics": metrics, "geometry": geometry}));
+        let angles =
+            self.stage("figure3", figure::run, angles, json!({"metrics": metrics, "geometry": geometry}));
         let stage = |name: &Value, kind: &str| {
             json!({"name": name["name"], "kind": kind, "key": "k".repeat(64), "command": ["stages", kind],
                 "params": {"a": "<b>"}, "inputs": {"data": "arrays[fashion-mnist]"}, "tree": "t".repeat(64),
                 "code": [{"path": "stages/src/x.rs", "digest": "d".repeat(64)}], "identity": "rustc: 1", "repeatable": "bits"})
         };
-        let stages: Vec<Value> =
-            metrics.iter().map(|m| stage(m, "evaluate")).chain(geometry.iter().map(|g| stage(g, "geometry"))).collect();
-        self.write("provenance.json", &json!({"version": 1, "profile": "smoke", "vars": {"variant": "mirror"}, "stages": stages}));
+        let stages: Vec<Value> = metrics
+            .iter()
+            .map(|m| stage(m, "evaluate"))
+            .chain(geometry.iter().map(|g| stage(g, "geometry")))
+            .collect();
+        self.write(
+            "provenance.json",
+            &json!({"version": 1, "profile": "smoke", "vars": {"variant": "mirror"}, "stages": stages}),
+        );
         json!({
             "tables": [{"name": "table1[fashion-mnist]", "path": one}, {"name": "table2", "path": two}],
             "figures": [{"name": "figure2", "path": curve.unwrap()}, {"name": "figure3", "path": angles.unwrap()}],
@@ -112,7 +130,12 @@ impl World {
             "settings": [{"what": "Epochs", "paper": 400, "here": 3}, {"what": "Batch", "paper": 128, "here": 128}],
             "deviations": [{"what": "w", "paper": "p", "here": "h", "why": "y"}]});
         let out = self.stage("report", report::run, params, inputs)?;
-        for file in ["tables/table2-shift.tex", "tables/table1-fashion-mnist.csv", "figures/figure3.svg", "figures/figure2-fashion-mnist.csv"] {
+        for file in [
+            "tables/table2-shift.tex",
+            "tables/table1-fashion-mnist.csv",
+            "figures/figure3.svg",
+            "figures/figure2-fashion-mnist.csv",
+        ] {
             assert!(out.join(file).is_file(), "{file}");
         }
         Ok(fs::read_to_string(out.join("index.html")).unwrap())
@@ -168,7 +191,12 @@ fn every_link_in_the_page_leads_somewhere() {
 fn the_same_inputs_give_the_same_bytes_anywhere() {
     let (one, other) = (World::new(), World::new());
     assert_eq!(one.report("r", one.inputs()).unwrap(), other.report("r", other.inputs()).unwrap());
-    for file in ["table2/out/table.html", "table2/out/table.json", "figure3/out/figure.svg", "figure3/out/figure.json"] {
+    for file in [
+        "table2/out/table.html",
+        "table2/out/table.json",
+        "figure3/out/figure.svg",
+        "figure3/out/figure.json",
+    ] {
         assert_eq!(fs::read(one.path(file)).unwrap(), fs::read(other.path(file)).unwrap(), "{file}");
     }
 }
@@ -214,7 +242,9 @@ fn what_is_missing_or_foreign_is_said() {
 fn an_unknown_layout_is_refused() {
     let world = World::new();
     let (metrics, _) = world.runs();
-    let error = world.stage("t", table::run, json!({"layout": "table9", "gammas": [0.5]}), json!({"metrics": metrics})).unwrap_err();
+    let error = world
+        .stage("t", table::run, json!({"layout": "table9", "gammas": [0.5]}), json!({"metrics": metrics}))
+        .unwrap_err();
     assert_eq!(exit_code(&error), 2);
     assert!(error.to_string().contains("unknown variant `table9`"), "{error}");
 }

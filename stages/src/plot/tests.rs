@@ -78,6 +78,6 @@ fn intervals_end_at_the_bounds() {
 fn ticks_are_round() {
     let text = |low, high| ticks((low, high)).into_iter().map(|t| t.1).collect::<Vec<_>>().join(" ");
     assert_eq!(text(0.0, 100.0), "0 20 40 60 80 100");
-    assert_eq!(text(61.3, 64.2), "62 63 64");
+    assert_eq!(text(61.3, 64.2), "61.5 62.0 62.5 63.0 63.5 64.0");
     assert_eq!(text(0.2, 0.9), "0.2 0.4 0.6 0.8");
 }

@@ -159,11 +159,12 @@ fn difference(what: &str, mean: f64, half: Option<f64>, n: usize) -> Markup {
 }
 
 fn run(c: &Content) -> Markup {
-    let differs = |s: &Setting| s.paper != s.here && words(&s.paper) != words(&s.here);
+    // What the paper does not say cannot be contradicted.
+    let differs = |s: &Setting| s.paper != "not stated" && words(&s.paper) != words(&s.here);
     html! {
         section id="run" {
             h2 { "What was run" }
-            div.grid tabindex="0" { table {
+            div.grid tabindex="0" { table.words {
                 caption { "Settings; those that differ from appendix E are marked" }
                 thead { tr { th scope="col" { "setting" } th scope="col" { "paper" } th scope="col" { "here" } } }
                 tbody {
@@ -177,7 +178,7 @@ fn run(c: &Content) -> Markup {
                 }
             } }
             @if !c.params.deviations.is_empty() {
-                div.grid tabindex="0" { table {
+                div.grid tabindex="0" { table.words {
                     caption { "Deviations that hold in every profile, each with its reason" }
                     thead { tr { th scope="col" { "what" } th scope="col" { "paper" } th scope="col" { "here" } th scope="col" { "why" } } }
                     tbody { @for d in &c.params.deviations { (deviation(d)) } }
@@ -206,7 +207,7 @@ fn deviation(d: &Deviation) -> Markup {
 /// A value as a person would write it: `a, b` for a list, `name x, rate 0.1` for a map.
 fn words(value: &Value) -> String {
     match value {
-        Value::Null => "—".to_string(),
+        Value::Null => "none".to_string(),
         Value::String(text) => text.clone(),
         Value::Array(all) => all.iter().map(words).collect::<Vec<_>>().join(", "),
         Value::Object(map) => {
@@ -237,9 +238,9 @@ fn verdicts(c: &Content) -> Markup {
                 (count(|v| matches!(v, Verdict::Inconclusive(_)))) " inconclusive, "
                 (count(|v| *v == Verdict::NotRun)) " not run, of " (all.len()) " claims. The margins were fixed before any run; the paper's number is one draw of unknown spread, so that the test's variance is s²(1 + 1/n)."
             }
-            div.grid tabindex="0" { table {
+            div.grid tabindex="0" { table.claims {
                 thead { tr {
-                    th scope="col" { "claim" } th scope="col" { "paper" } th scope="col" { "here" } th scope="col" { "margin" } th scope="col" { "verdict" }
+                    th scope="col" { "claim" } th scope="col" { "paper" } th scope="col" { "here" } th scope="col" { "margin" } th.stub scope="col" { "verdict" }
                 } }
                 tbody { @for judged in &all { (verdict(c, judged)) } }
             } }
@@ -250,10 +251,6 @@ fn verdicts(c: &Content) -> Markup {
 }
 
 fn verdict(c: &Content, judged: &Judged) -> Markup {
-    let digits = match judged.claim {
-        Claim::Number { .. } | Claim::Ordering { .. } => 2,
-        Claim::Range { .. } => 2,
-    };
     let signed = matches!(judged.claim, Claim::Ordering { .. });
     let (class, text) = match judged.verdict {
         Verdict::Match => ("match", "match".to_string()),
@@ -275,8 +272,8 @@ fn verdict(c: &Content, judged: &Judged) -> Markup {
             td {
                 @if let Some(ours) = judged.ours {
                     @let href = judged.claim.quantities().first().map(|q| format!("#{}", anchor(q))).unwrap_or_default();
-                    a href=(href) { (decimal(ours.mean, digits, signed)) }
-                    small { @if let Some(h) = judged.half_width { "± " (decimal(h, digits, false)) " " } span.n { "n " (ours.n) } }
+                    a href=(href) { (decimal(ours.mean, 2, signed)) }
+                    small { @if let Some(h) = judged.half_width { "± " (decimal(h, 2, false)) " " } span.n { "n " (ours.n) } }
                 } @else { "–" }
             }
             td { (margin) }
