@@ -68,16 +68,16 @@ pub struct RunArgs {
     #[arg(short, long, value_name = "N", env = "ITPIPE_JOBS", value_parser = clap::value_parser!(u32).range(1..))]
     pub jobs: Option<u32>,
     /// After a failure go on with all that does not depend on it (the default)
-    #[arg(short, long, env = "ITPIPE_KEEP_GOING", overrides_with = "fail_fast")]
+    #[arg(short, long, env = "ITPIPE_KEEP_GOING", value_parser = clap::builder::BoolishValueParser::new(), overrides_with = "fail_fast")]
     pub keep_going: bool,
     /// After a failure start nothing new
-    #[arg(long, env = "ITPIPE_FAIL_FAST")]
+    #[arg(long, env = "ITPIPE_FAIL_FAST", value_parser = clap::builder::BoolishValueParser::new())]
     pub fail_fast: bool,
     /// A folder with the files that sources would download
     #[arg(long, value_name = "DIR", env = "ITPIPE_MIRROR")]
     pub mirror: Option<PathBuf>,
     /// Sources must not use the network
-    #[arg(long, env = "ITPIPE_OFFLINE")]
+    #[arg(long, env = "ITPIPE_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
     pub offline: bool,
 }
 

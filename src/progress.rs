@@ -211,6 +211,9 @@ fn progress_note(done: f64, total: f64, note: &str) -> String {
 struct Bars {
     paint: Paint,
     multi: MultiProgress,
+    /// Stages that are wanted, and those that have come to an end.
+    stages: u64,
+    ended: u64,
     total: Option<ProgressBar>,
     running: BTreeMap<String, ProgressBar>,
     stage_style: ProgressStyle,
@@ -226,6 +229,8 @@ impl Bars {
         Bars {
             paint,
             multi: MultiProgress::new(),
+            stages: 0,
+            ended: 0,
             total: None,
             running: BTreeMap::new(),
             stage_style: style("  {elapsed:>5} [{bar:20}] {prefix} {wide_msg}"),
@@ -242,23 +247,16 @@ impl Bars {
 impl View for Bars {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Begun { stages, .. } => {
-                let style = ProgressStyle::with_template("  {elapsed:>5} [{bar:20}] {pos}/{len} stages")
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("=> ");
-                // Not drawn before something starts: a run with nothing to do shows one line.
-                self.total = Some(ProgressBar::hidden().with_style(style));
-                if let Some(total) = &self.total {
-                    total.set_length(*stages as u64);
-                }
-            }
+            Event::Begun { stages, .. } => self.stages = *stages as u64,
             Event::Started { stage, .. } => {
-                if self.running.is_empty()
-                    && let Some(total) = self.total.take()
-                {
-                    let total = if total.is_hidden() { self.multi.add(total) } else { total };
-                    total.set_draw_target(indicatif::ProgressDrawTarget::stderr());
-                    self.total = Some(self.multi.add(total));
+                // Not drawn before something starts: a run with nothing to do shows one line.
+                if self.total.is_none() {
+                    let style = ProgressStyle::with_template("  {elapsed:>5} [{bar:20}] {pos}/{len} stages")
+                        .unwrap_or_else(|_| ProgressStyle::default_bar())
+                        .progress_chars("=> ");
+                    let total = self.multi.add(ProgressBar::new(self.stages).with_style(style));
+                    total.set_position(self.ended);
+                    self.total = Some(total);
                 }
                 let bar = ProgressBar::new(0).with_style(self.stage_style.clone()).with_prefix(stage.clone());
                 let bar = self.multi.insert(0, bar);
@@ -283,10 +281,11 @@ impl View for Bars {
         if let Some(bar) = ended.and_then(|stage| self.running.remove(stage)) {
             bar.finish_and_clear();
         }
-        if matches!(event, Event::Finished { .. } | Event::UpToDate { .. } | Event::Failed { .. })
-            && let Some(total) = &self.total
-        {
-            total.inc(1);
+        if matches!(event, Event::Finished { .. } | Event::UpToDate { .. } | Event::Failed { .. }) {
+            self.ended += 1;
+            if let Some(total) = &self.total {
+                total.set_position(self.ended);
+            }
         }
         match event {
             // The bar shows it.

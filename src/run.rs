@@ -100,8 +100,10 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         summary: Summary::default(),
         error: None,
     };
-    run.go()?;
-    run.finish(start)
+    let ended = run.go();
+    // What was recorded before an error stands in the lock too.
+    let code = run.finish(start)?;
+    ended.map(|()| code)
 }
 
 fn reads_provenance(session: &Session, id: StageId) -> bool {
@@ -389,7 +391,8 @@ impl<'a> Run<'a> {
                             self.name(stage)
                         );
                         self.emit(Event::Warning { text });
-                    } else {
+                    } else if pid != std::process::id() {
+                        // Held by ourselves: another stage of this run is the same action.
                         self.emit(Event::Elsewhere { stage: self.name(stage), pid });
                     }
                 }
