@@ -180,8 +180,8 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     let limit = match word.chars().count() {
         0 => return None,
         n if n > 200 => return None,
-        1..=3 => 1,
-        4..=8 => 2,
+        1..=5 => 1,
+        6..=8 => 2,
         n => (n / 3).min(4),
     };
     let lower = word.to_lowercase();
