@@ -410,10 +410,10 @@ impl<'a> Run<'a> {
                     self.hear(message);
                 }
             }
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                self.views.iter_mut().for_each(|view| view.tick());
-            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
+        // Also when there is much to hear: one stage that talks must not hide another that is silent.
+        self.views.iter_mut().for_each(|view| view.tick());
         if !self.starting() {
             return;
         }
