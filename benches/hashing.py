@@ -113,10 +113,17 @@ def add():
 
 compare("one file added (limit: a stat walk)", 2.5, cached, walk, add)
 tree = run([TOOL, "import", "cache", "small"])[2].strip()
-run([TOOL, "complete", "cache", tree])
+
+
+def ready():
+    """Taking links away by hand makes the store read the blobs again; itpipe takes away its own, and knows."""
+    no_restored()
+    run([TOOL, "complete", "cache", tree])
+
+
 for how, copy in (("hardlink", "cp -al"), ("copy", "cp -a")):
     compare(f"restore of the small files by {how} (limit: {copy})", 1.4,
-            [TOOL, "restore", "cache", tree, "restored", how], f"{copy} small restored", no_restored)
+            [TOOL, "restore", "cache", tree, "restored", how], f"{copy} small restored", ready)
 no_restored()
 
 print(f"{THREADS} threads, {options.rounds} alternating rounds, medians; wall (CPU) in seconds\n")

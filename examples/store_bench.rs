@@ -9,7 +9,7 @@ use itpipe::stat_cache::StatCache;
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
 const USAGE: &str = "store_bench digest FILE | cached CACHE PATH | put CACHE DIR | import CACHE PATH
-            | restore CACHE TREE DEST copy|hardlink|auto | release CACHE TREE DEST | complete CACHE TREE";
+            | restore CACHE TREE DEST copy|hardlink|auto | complete CACHE TREE";
 
 fn main() -> Outcome {
     let args: Vec<String> = std::env::args().skip(1).collect();

@@ -36,7 +36,8 @@ pub use materialize::{Link, copy};
 pub use verify::{Complete, Verified};
 
 use crate::digest::Digest;
-use crate::stat::{Table, now};
+use crate::stat::now;
+use crate::stat_table::{Table, replacement};
 use crate::tree::{Sub, Tree, TreeError};
 
 /// What can go wrong with the store.
@@ -96,13 +97,11 @@ impl Store {
         let made = ["blobs", "stat", "tmp", "results", "work", "logs", "programs"]
             .iter()
             .try_for_each(|folder| fs::create_dir_all(cache.join(folder)));
-        if let Err(error) = made {
-            if !(is_read_only(&error) && cache.join("version").exists()) {
-                return Err(match is_read_only(&error) {
-                    true => StoreError::ReadOnly { path: cache, source: error },
-                    false => StoreError::io(&cache, "making")(error),
-                });
-            }
+        match made {
+            Err(error) if is_read_only(&error) && cache.join("version").exists() => {}
+            Err(source) if is_read_only(&source) => return Err(StoreError::ReadOnly { path: cache, source }),
+            Err(error) => return Err(StoreError::io(&cache, "making")(error)),
+            Ok(()) => {}
         }
         check_version(&cache)?;
         let path = cache.join("in-use");
@@ -274,7 +273,7 @@ fn check_version(cache: &Path) -> Result<()> {
         Ok(found) => Err(StoreError::Version { path, found: found.trim_end().chars().take(40).collect() }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let write = || {
-                let mut file = tempfile::NamedTempFile::new_in(cache.join("tmp"))?;
+                let mut file = replacement(&cache.join("tmp"))?;
                 io::Write::write_all(&mut file, format!("{VERSION}\n").as_bytes())?;
                 file.persist(&path)?;
                 // Tells backup programs that everything here can be made again.

@@ -30,6 +30,7 @@ pub mod schedule;
 pub mod session;
 pub mod stat;
 pub mod stat_cache;
+pub mod stat_table;
 pub mod tree;
 pub mod walk;
 pub mod why;

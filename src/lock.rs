@@ -14,6 +14,7 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::stat_table::replacement;
 
 /// The content of `pipeline.lock`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,11 +144,7 @@ impl Lock {
             return Ok(false);
         }
         let write = || {
-            use std::os::unix::fs::PermissionsExt;
-            let mut file = tempfile::Builder::new()
-                .prefix(".pipeline.lock.")
-                .permissions(fs::Permissions::from_mode(0o666))
-                .tempfile_in(folder)?;
+            let mut file = replacement(folder)?;
             file.write_all(after.render()?.as_bytes())?;
             file.as_file().sync_all()?;
             file.persist(path)?;

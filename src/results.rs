@@ -7,16 +7,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::cas::Store;
 use crate::digest::Digest;
-use crate::stat::lock;
+use crate::stat_table::{lock, replacement};
 
 /// A result, and what stands beside it: who ran it, where, when, for how long. Only `key` and `tree` are identity.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -148,7 +149,6 @@ impl Results {
 
     /// Every result, oldest first.
     pub fn every(&self) -> Vec<ActionResult> {
-        use rayon::prelude::*;
         let state = self.read();
         state.lines.par_iter().filter_map(|line| state.parse(line)).collect()
     }
@@ -188,7 +188,7 @@ impl Results {
             let held = lock(&self.path)?;
             let mut state = self.write();
             state.load(&self.path).map_err(io::Error::other)?;
-            let mut new = tempfile::NamedTempFile::new_in(self.path.parent().unwrap_or(Path::new(".")))?;
+            let mut new = replacement(self.path.parent().unwrap_or(Path::new(".")))?;
             new.write_all(HEADER)?;
             for line in &state.lines {
                 if state.parse(line).is_some_and(|result| keep(&result)) {
@@ -271,14 +271,21 @@ impl State {
             }
             start = HEADER.len();
         }
-        while let Some(length) = self.text[start..].iter().position(|&b| b == b'\n') {
-            let line = &self.text[start..start + length];
-            let key = line.get(CHECKSUM + 1..PREFIX - 1).and_then(Digest::from_hex);
-            if let Some(key) = key.filter(|_| is_whole(line)) {
-                self.by_key.entry(key).or_default().push(self.lines.len() as u32);
-                self.lines.push(Line { start, end: start + length });
-            }
-            start += length + 1;
+        let mut found = Vec::new();
+        // Up to the last line's end, so every look finds one.
+        while let Ok(length @ 1..) = (&self.text[start..]).skip_until(b'\n') {
+            found.push(Line { start, end: start + length - 1 });
+            start += length;
+        }
+        let key = |line: Line| {
+            let text = &self.text[line.start..line.end];
+            let key = Digest::from_hex(text.get(CHECKSUM + 1..PREFIX - 1)?)?;
+            is_whole(text).then_some((key, line))
+        };
+        let found: Vec<(Digest, Line)> = found.into_par_iter().with_min_len(1000).filter_map(key).collect();
+        for (key, line) in found {
+            self.by_key.entry(key).or_default().push(self.lines.len() as u32);
+            self.lines.push(line);
         }
         Ok(())
     }

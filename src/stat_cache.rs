@@ -5,10 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use rustix::fs::FileType;
 
 use crate::digest::{self, Digest};
-use crate::stat::{Nanos, Record, Stat, Table, now};
+use crate::stat::{Nanos, Record, Stat, now};
+use crate::stat_table::Table;
 use crate::tree::{Entry, Sub, Tree, TreeError, What};
 use crate::walk::{self, Found, Kind};
 
@@ -42,7 +42,7 @@ impl StatCache {
 
     /// The content of a file or folder, digests taken from the cache where they hold.
     pub fn look(&self, path: &Path) -> Result<Sub, TreeError> {
-        Ok(self.observe(path)?.0)
+        self.observe(path, None)
     }
 
     /// Looks at the inputs of a stage, to be looked at again after it: see [`Snapshot::changed`].
@@ -50,7 +50,8 @@ impl StatCache {
         let mut seen = Vec::with_capacity(paths.len());
         for path in paths {
             let taken = now();
-            let (sub, stats) = self.observe(path.as_ref())?;
+            let mut stats = Vec::new();
+            let sub = self.observe(path.as_ref(), Some(&mut stats))?;
             seen.push(Seen { path: path.as_ref().to_path_buf(), digest: sub.digest(), sub, stats, taken });
         }
         Ok(Snapshot { cache: self, seen })
@@ -61,56 +62,55 @@ impl StatCache {
         self.table.save()
     }
 
-    fn observe(&self, path: &Path) -> Result<(Sub, Vec<Stat>), TreeError> {
+    fn observe(&self, path: &Path, stats: Option<&mut Vec<Stat>>) -> Result<Sub, TreeError> {
         let error = || TreeError::io(path);
         if walk::is_folder(path)? {
             let found = walk::list(path)?;
-            let stats = found.iter().map(|found| found.stat).collect();
-            return Ok((Sub::Folder(self.tree(path, found)?), stats));
+            if let Some(stats) = stats {
+                stats.extend(found.iter().map(|found| found.stat));
+            }
+            return Ok(Sub::Folder(self.tree(path, found)?));
         }
         let raw = rustix::fs::stat(path).map_err(|e| error()(e.into()))?;
         let stat = Stat::new(&raw);
         let (digest, record) = self.read(path, &stat).map_err(error())?;
         self.table.put(record.as_slice());
-        let executable =
-            FileType::from_raw_mode(raw.st_mode) == FileType::RegularFile && raw.st_mode & 0o100 != 0;
-        Ok((Sub::File { digest, size: stat.size, executable }, vec![stat]))
+        if let Some(stats) = stats {
+            stats.push(stat);
+        }
+        Ok(Sub::File { digest, size: stat.size, executable: raw.st_mode & 0o100 != 0 })
     }
 
     fn tree(&self, root: &Path, found: Vec<Found>) -> Result<Tree, TreeError> {
         let prefix = self.prefix(root).map_err(TreeError::io(root))?;
-        let look = |found: Found| {
-            let mut record = None;
-            let what = match found.kind {
-                Kind::File { executable } => {
-                    let key = key(&prefix, &found.path);
-                    let digest = match self.known(&key, &found.stat) {
-                        Some(digest) => digest,
-                        None => {
-                            let path = root.join(&found.path);
-                            let digest;
-                            (digest, record) = read(&path, key).map_err(TreeError::io(&path))?;
-                            digest
-                        }
-                    };
+        // Nearly always all of them are known: that path makes nothing but a list of digests.
+        let mut digests: Vec<Option<Digest>> = Vec::new();
+        let known = |found: &Found| self.known(&key(&prefix, &found.path), &found.stat);
+        found.par_iter().with_min_len(256).map(known).collect_into_vec(&mut digests);
+        let read = |(found, digest): (&Found, &mut Option<Digest>)| {
+            if digest.is_some() || !matches!(found.kind, Kind::File { .. }) {
+                return Ok(None);
+            }
+            let path = root.join(&found.path);
+            let (now, record) = read(&path, key(&prefix, &found.path)).map_err(TreeError::io(&path))?;
+            *digest = Some(now);
+            Ok(record)
+        };
+        let files = found.par_iter().zip(digests.par_iter_mut()).with_min_len(16).map(read);
+        let records: Vec<Record> = files.filter_map(Result::transpose).collect::<Result<_, TreeError>>()?;
+        self.table.put(&records);
+        let entry = |(found, digest): (Found, Option<Digest>)| {
+            let what = match (found.kind, digest) {
+                (Kind::File { executable }, Some(digest)) => {
                     What::File { digest, size: found.stat.size, executable }
                 }
-                Kind::Symlink { target } => What::Symlink { target },
-                Kind::EmptyFolder => What::Folder,
+                (Kind::Symlink { target }, _) => What::Symlink { target },
+                // A file has its digest by now.
+                (Kind::EmptyFolder | Kind::File { .. }, _) => What::Folder,
             };
-            // Boxed: nearly always there is none, and the pairs are many.
-            Ok((Entry { path: found.path, what }, record.map(Box::new)))
+            Entry { path: found.path, what }
         };
-        let (entries, records): (Vec<_>, Vec<_>) = found
-            .into_par_iter()
-            .with_min_len(64)
-            .map(look)
-            .collect::<Result<Vec<_>, TreeError>>()?
-            .into_iter()
-            .unzip();
-        let records: Vec<Record> = records.into_iter().flatten().map(|record| *record).collect();
-        self.table.put(&records);
-        Ok(Tree::new(entries))
+        Ok(Tree::new(found.into_iter().zip(digests).map(entry).collect()))
     }
 
     /// The digest, and a record where there is something new to remember.
@@ -189,10 +189,9 @@ impl Snapshot<'_> {
 
 impl Seen {
     fn changed(&self, cache: &StatCache) -> Vec<PathBuf> {
-        if self.stats.iter().all(|stat| stat.settled(self.taken)) {
-            if let Ok(false) = self.touched() {
-                return Vec::new();
-            }
+        let settled = self.stats.iter().all(|stat| stat.settled(self.taken));
+        if settled && matches!(self.touched(), Ok(false)) {
+            return Vec::new();
         }
         match cache.look(&self.path) {
             Ok(sub) if sub.digest() == self.digest => Vec::new(),

@@ -179,10 +179,8 @@ impl Tree {
             if let What::Symlink { target } = &entry.what {
                 check_symlink(&entry.path, target).map_err(bad)?;
             }
-            if let Some(last) = entries.last() {
-                if last.path.as_bytes() >= entry.path.as_bytes() {
-                    return Err(bad("its entries are not in order"));
-                }
+            if entries.last().is_some_and(|last| last.path.as_bytes() >= entry.path.as_bytes()) {
+                return Err(bad("its entries are not in order"));
             }
             entries.push(entry);
         }

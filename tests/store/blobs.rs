@@ -166,7 +166,7 @@ fn links_renew_the_records_so_that_nothing_is_read_again() {
         let before = fs::metadata(&path).unwrap();
         assert!(place.again().complete(&tree), "{when}");
         assert!(place.store.complete(&tree), "{when}");
-        let table = itpipe::stat::Table::open(&place.cache().join("stat/blobs"));
+        let table = itpipe::stat_table::Table::open(&place.cache().join("stat/blobs"));
         let record = table.get(blob.as_bytes()).unwrap();
         assert_eq!(record.stat.ctime, before.ctime() * 1_000_000_000 + before.ctime_nsec(), "{when}");
         record.read_at

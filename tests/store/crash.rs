@@ -121,6 +121,7 @@ const CHANGES: &[libc::c_long] = &[
 
 /// Runs the child, and kills it just before its `nth` change, counted from when it opens the store. `true` when it
 /// ended by itself first; `None` where processes may not be traced.
+#[allow(clippy::zombie_processes)] // waited for by hand, as its tracer
 fn run_until(place: &Path, nth: u32) -> Option<bool> {
     let child = spawn(place, 1, |command| {
         // SAFETY: one async-signal-safe system call between fork and exec.

@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use itpipe::digest::{self, Digest};
-use itpipe::stat::{Record, Stat, Table, now};
+use itpipe::stat::{Record, Stat, now};
 use itpipe::stat_cache::StatCache;
+use itpipe::stat_table::Table;
 
 use crate::{Place, forge, settle, write};
 

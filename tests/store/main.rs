@@ -22,6 +22,12 @@ pub struct Place {
     pub store: Store,
 }
 
+impl Default for Place {
+    fn default() -> Place {
+        Place::new()
+    }
+}
+
 impl Place {
     pub fn new() -> Place {
         let folder = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::time::Instant;
+use std::time::Duration;
 
 use itpipe::digest::Digest;
 use itpipe::lock::{Lock, Locked, Source, SourceFile, Update};
@@ -136,32 +136,55 @@ fn recording_costs_the_same_late_and_reading_back_is_fast() {
     let results = Results::open(&place.cache()).unwrap();
     results.record(&place.store, &one).unwrap();
     let path = place.cache().join("results/journal");
-    let record = |results: &Results, from: usize| {
-        let begin = Instant::now();
-        for i in from..from + 200 {
-            let key = digest(&i.to_string());
-            results.record(&place.store, &itpipe::results::ActionResult { key, ..one.clone() }).unwrap();
-        }
-        begin.elapsed()
+    // Seconds of the processor, all threads of this process: the machine may be busy with other things.
+    let cpu = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
     };
-    let early = record(&results, 0);
+    let least = |work: &mut dyn FnMut()| {
+        // Other tests run in this process, so the least of several.
+        (0..5)
+            .map(|_| {
+                let begin = cpu();
+                work();
+                cpu() - begin
+            })
+            .min()
+            .unwrap_or_default()
+    };
+    let mut next = 0;
+    let mut record = |results: &Results| {
+        least(&mut || {
+            for _ in 0..100 {
+                next += 1;
+                let key = digest(&next.to_string());
+                results.record(&place.store, &itpipe::results::ActionResult { key, ..one.clone() }).unwrap();
+            }
+        })
+    };
+    let early = record(&results);
     // 100,000 lines as that many records would leave them.
     let text = fs::read(&path).unwrap();
     let header = text.iter().position(|b| *b == b'\n').unwrap() + 1;
     let mut long = text.clone();
-    while long.len() < (text.len() - header) * 500 {
+    while long.len() < (text.len() - header) * 200 {
         long.extend_from_slice(&text[header..]);
     }
     fs::write(&path, &long).unwrap();
-    let begin = Instant::now();
-    let results = Results::open(&place.cache()).unwrap();
-    let read = begin.elapsed();
+    let mut results = None;
+    let read = (0..5).map(|_| {
+        let begin = cpu();
+        results = Some(Results::open(&place.cache()).unwrap());
+        cpu() - begin
+    });
+    let read = read.min().unwrap_or_default();
+    let results = results.unwrap();
     assert!(results.len() > 99_000, "{}", results.len());
-    let late = record(&results, 1_000_000);
-    eprintln!("200 records early {early:?}, late {late:?}; {} results read in {read:?}", results.len());
-    // Generous, for machines that do other things: the journal that is rewritten each time takes seconds.
-    assert!(late < early * 5 + std::time::Duration::from_millis(200), "early {early:?}, late {late:?}");
-    assert!(read < std::time::Duration::from_secs(2), "{read:?}");
+    let late = record(&results);
+    eprintln!("100 records early {early:?}, late {late:?}; {} results read in {read:?}", results.len());
+    // A journal that is rewritten each time takes seconds.
+    assert!(late < early * 3 + Duration::from_millis(20), "early {early:?}, late {late:?}");
+    assert!(read < Duration::from_millis(500), "{read:?}");
 }
 
 fn update<'a>(profile: &'a str, stages: &[(&str, &str)]) -> Update<'a> {
