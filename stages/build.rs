@@ -8,6 +8,7 @@ use std::{env, fs};
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=../Cargo.lock");
+    println!("cargo::rerun-if-changed=Cargo.toml");
     println!("cargo::rerun-if-env-changed=RUSTC");
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let rustc = Command::new(variable("RUSTC")).arg("-Vv").output();
@@ -28,8 +29,10 @@ fn main() {
         .collect();
     features.sort();
     set("IT_FEATURES", &features.join(","));
-    let lock = fs::read_to_string(Path::new(&variable("CARGO_MANIFEST_DIR")).join("../Cargo.lock"));
-    set("IT_DEPENDENCIES", &closure(&lock.unwrap_or_default(), "stages"));
+    let read = |name: &str| fs::read_to_string(Path::new(&variable("CARGO_MANIFEST_DIR")).join(name));
+    let (lock, manifest) =
+        (read("../Cargo.lock").unwrap_or_default(), read("Cargo.toml").unwrap_or_default());
+    set("IT_DEPENDENCIES", &closure(&lock, &manifest, "stages"));
 }
 
 fn set(name: &str, value: &str) {
@@ -37,8 +40,8 @@ fn set(name: &str, value: &str) {
 }
 
 /// The packages that `root` needs, one `name version checksum` a package, joined by `;`. Other members of the
-/// workspace and what only they need are left out, so that a dependency of the engine retrains nothing.
-fn closure(lock: &str, root: &str) -> String {
+/// workspace, what only they need and what only the tests need are left out, so that none of these retrains a model.
+fn closure(lock: &str, manifest: &str, root: &str) -> String {
     struct Package {
         name: String,
         version: String,
@@ -79,10 +82,14 @@ fn closure(lock: &str, root: &str) -> String {
         let (name, version) = (words.next().unwrap_or_default(), words.next());
         packages.iter().position(|p| p.name == name && version.is_none_or(|v| p.version == v))
     };
+    let only_tests = only_tests(manifest);
     let mut seen: Vec<usize> = find(root).into_iter().collect();
     let mut next = 0;
     while next < seen.len() {
-        for found in packages[seen[next]].needs.iter().filter_map(|need| find(need)) {
+        let needs = packages[seen[next]].needs.iter();
+        let needs = needs
+            .filter(|need| next > 0 || !only_tests.iter().any(|name| need.split(' ').next() == Some(name)));
+        for found in needs.filter_map(|need| find(need)).collect::<Vec<_>>() {
             if !seen.contains(&found) {
                 seen.push(found);
             }
@@ -97,4 +104,20 @@ fn closure(lock: &str, root: &str) -> String {
         .collect();
     lines.sort();
     lines.join(";")
+}
+
+/// The names under `[dev-dependencies]` that stand under no other heading.
+fn only_tests(manifest: &str) -> Vec<String> {
+    let (mut tests, mut others) = (Vec::new(), Vec::new());
+    let mut heading = "";
+    for line in manifest.lines().map(str::trim) {
+        if line.starts_with('[') {
+            heading = line;
+        } else if let Some((name, _)) = line.split_once(['=', '.']) {
+            let list = if heading == "[dev-dependencies]" { &mut tests } else { &mut others };
+            list.push(name.trim().to_string());
+        }
+    }
+    tests.retain(|name| !others.contains(name));
+    tests
 }

@@ -11,36 +11,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::{bad, read_json};
 
+pub mod celeba;
 pub mod cifar10;
 pub mod decode;
 pub mod fashion_mnist;
 pub mod indices;
 pub mod packed;
 pub mod parquet;
+pub mod resize;
+pub mod waterbirds;
 
 /// The sets of images that prepare knows.
-pub const SETS: &[&Set] = &[&fashion_mnist::SET, &cifar10::SET];
+pub const SETS: &[&Set] = &[&fashion_mnist::SET, &cifar10::SET, &celeba::SET, &waterbirds::SET];
 
-/// What is known of a set of images with one label each: how the Hub stores it and how it was published.
+/// What is known of a set of labelled images: how the Hub stores it and how it was published.
 pub struct Set {
     /// The word in `params.dataset`.
     pub name: &'static str,
-    /// The published training split.
-    pub train: SplitFiles,
-    /// The published test split.
-    pub test: SplitFiles,
+    /// The published splits that it has, in the order train, validation, test.
+    pub splits: &'static [SplitFiles],
     /// The Parquet column with PNG or JPEG bytes.
     pub image: &'static str,
-    /// The Parquet column with the label.
-    pub label: &'static str,
-    /// Height in pixels.
+    /// The label.
+    pub label: Field,
+    /// The attribute that makes groups of the labels, where the set has one.
+    pub attribute: Option<Field>,
+    /// How an image gets its size.
+    pub fit: Fit,
+    /// Height in pixels, after that.
     pub height: usize,
-    /// Width in pixels.
+    /// Width in pixels, after that.
     pub width: usize,
     /// 1 or 3.
     pub channels: usize,
-    /// The names of the labels 0, 1, ….
-    pub classes: &'static [&'static str],
     /// The published normalisation: the mean of each channel, of pixels in 0..1.
     pub mean: &'static [f64],
     /// Its standard deviation.
@@ -49,22 +52,74 @@ pub struct Set {
     pub published_row: Option<fn(usize, usize) -> usize>,
 }
 
-/// One split of a published set.
-pub struct SplitFiles {
-    /// Its files in the repository, in order.
-    pub files: &'static [&'static str],
-    /// How many examples each class has.
-    pub per_class: u64,
-    /// Digests of the content, where they are known.
-    pub content: Option<Content>,
+impl Set {
+    /// How many values the attribute has; 1 without one.
+    pub fn n_attributes(&self) -> u32 {
+        self.attribute.as_ref().map_or(1, |attribute| attribute.names.len() as u32)
+    }
 }
 
-/// MD5 digests of a split in the published order, in hexadecimal digits.
+/// A column of small whole numbers: `first` stands for the value 0, `first + step` for 1, ….
+pub struct Field {
+    /// The Parquet column.
+    pub column: &'static str,
+    /// The names of the values.
+    pub names: &'static [&'static str],
+    /// The number in the column that stands for the value 0.
+    pub first: i64,
+    /// The difference between two neighbours.
+    pub step: i64,
+}
+
+impl Field {
+    /// The value that a number of the column stands for. Errors: it stands for none.
+    pub fn value(&self, number: i64) -> Result<u32, String> {
+        let at = (0..self.names.len()).find(|&i| self.first + self.step * i as i64 == number);
+        at.map(|i| i as u32).ok_or_else(|| {
+            let last = self.first + self.step * (self.names.len() as i64 - 1);
+            match self.step {
+                1 => format!("{}: {number} is not in {}..={last}", self.column, self.first),
+                step => format!(
+                    "{}: {number} is not in {}, {}, ..={last}",
+                    self.column,
+                    self.first,
+                    self.first + step
+                ),
+            }
+        })
+    }
+}
+
+/// How an image of the set gets its published size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// It has it.
+    Exact,
+    /// The middle square of so many pixels is cut out, then resized.
+    CropThenResize(usize),
+    /// It is resized to a square of so many pixels whatever its shape, then the middle is cut out.
+    ResizeThenCrop(usize),
+}
+
+/// One split of a published set.
+pub struct SplitFiles {
+    /// Which one.
+    pub split: Split,
+    /// Its files in the repository, in order.
+    pub files: &'static [&'static str],
+    /// How many examples each group has, in the order of [`group`].
+    pub counts: &'static [u64],
+    /// Digests of the content, where they are known.
+    pub content: Content,
+}
+
+/// MD5 digests of a split in the published order, in hexadecimal digits, where they are known.
+#[derive(Default)]
 pub struct Content {
-    /// Of the pixels, row by row, without any header.
-    pub pixels: &'static str,
+    /// Of the pixels, row by row, channels last, without any header.
+    pub pixels: Option<&'static str>,
     /// Of the labels as an idx1 file, header included.
-    pub labels: &'static str,
+    pub labels: Option<&'static str>,
 }
 
 /// The group of an example with label `y` and attribute `a`; the only place that knows the formula.

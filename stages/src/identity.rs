@@ -49,6 +49,7 @@ mod tests {
         assert!(text.starts_with("rustc: 1."), "{text}");
         assert!(env!("IT_DEPENDENCIES").contains("candle-core 0.11"), "{}", env!("IT_DEPENDENCIES"));
         assert!(!env!("IT_DEPENDENCIES").contains("petgraph"), "the engine's dependencies are not ours");
+        assert!(!env!("IT_DEPENDENCIES").contains("proptest"), "nor are those of the tests");
     }
 
     #[test]

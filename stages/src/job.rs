@@ -317,6 +317,11 @@ pub fn canonical(value: &impl Serialize) -> Result<String> {
     Ok(text)
 }
 
+/// A number for JSON: 10.0 as 10, 2.5 as 2.5.
+pub fn whole(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 { Value::from(value as i64) } else { Value::from(value) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::data::decode::decode;
 use crate::data::packed::Packed;
 use crate::data::parquet::Table;
-use crate::data::{Counts, Meta, SETS, Set, Split, SplitFiles};
+use crate::data::{Counts, Field, Meta, SETS, Set, Split, SplitFiles, group};
 use crate::job::{Job, bad, progress, write_json};
 
 /// The params of prepare.
@@ -35,11 +35,15 @@ struct Params {
     counts: Option<ExpectedParams>,
 }
 
-/// Expected examples per class: a number for all, or a list.
+/// Expected examples per group: a number for all, or a list.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ExpectedParams {
+    #[serde(default)]
     train: Value,
+    #[serde(default)]
+    validation: Value,
+    #[serde(default)]
     test: Value,
 }
 
@@ -57,99 +61,107 @@ pub fn run(job: Job) -> Result<()> {
             known.join(", ")
         )));
     };
-    let expected = params.expected(set)?;
-    prepare(set, &params, &expected, &job.input("files")?, job.out())
+    prepare(set, &params, &job.input("files")?, job.out())
 }
 
 impl Params {
-    fn expected(&self, set: &Set) -> Result<[Option<Vec<u64>>; 2]> {
-        let classes = set.classes.len();
-        let published = [&set.train, &set.test].map(|split| Some(vec![split.per_class; classes]));
-        let Some(counts) = &self.counts else {
-            return Ok(if self.exact { published } else { [None, None] });
+    /// What to expect of a split; `None`: anything.
+    fn expected(&self, set: &Set, published: &SplitFiles) -> Result<Option<Vec<u64>>> {
+        let exact = self.exact.then(|| published.counts.to_vec());
+        let Some(counts) = &self.counts else { return Ok(exact) };
+        let name = published.split.name();
+        let value = match published.split {
+            Split::Train => &counts.train,
+            Split::Validation => &counts.validation,
+            Split::Test => &counts.test,
         };
-        let read = |name: &str, value: &Value| -> Result<Option<Vec<u64>>> {
-            let list = match value {
-                Value::Null => return Ok(None),
-                Value::Number(_) => vec![value.clone(); classes],
-                Value::Array(list) if list.len() == classes => list.clone(),
-                _ => {
-                    return Err(bad(format!(
-                        "params.counts.{name}: a number or {classes} numbers are expected"
-                    )));
-                }
-            };
-            let numbers: Option<Vec<u64>> = list.iter().map(Value::as_u64).collect();
-            numbers.map(Some).ok_or_else(|| bad(format!("params.counts.{name}: whole numbers are expected")))
+        let groups = published.counts.len();
+        let list = match value {
+            Value::Null => return Ok(exact),
+            Value::Number(_) => vec![value.clone(); groups],
+            Value::Array(list) if list.len() == groups => list.clone(),
+            _ => return Err(bad(format!("params.counts.{name}: a number or {groups} numbers are expected"))),
         };
-        let expected = [read("train", &counts.train)?, read("test", &counts.test)?];
-        if self.exact && expected != published {
-            return Err(bad("params.counts: differ from the published counts, but `exact` is true"));
+        let numbers: Option<Vec<u64>> = list.iter().map(Value::as_u64).collect();
+        let numbers =
+            numbers.ok_or_else(|| bad(format!("params.counts.{name}: whole numbers are expected")))?;
+        if exact.is_some_and(|exact| exact != numbers) {
+            return Err(bad(format!(
+                "params.counts.{name}: not the published counts of {}, but `exact` is true",
+                set.name
+            )));
         }
-        Ok(expected)
+        Ok(Some(numbers))
     }
 }
 
-/// A file of a split and the rows of the arrays that it fills.
-struct Part {
-    table: Table,
-    split: Split,
+/// A split's files and the rows of the arrays that they fill.
+struct Part<'a> {
+    published: &'a SplitFiles,
+    tables: Vec<Table>,
     rows: Range<usize>,
 }
 
-fn prepare(
-    set: &Set,
-    params: &Params,
-    expected: &[Option<Vec<u64>>; 2],
-    files: &Path,
-    out: &Path,
-) -> Result<()> {
+/// How many images are decoded before they are written.
+const CHUNK: usize = 512;
+
+fn prepare(set: &Set, params: &Params, files: &Path, out: &Path) -> Result<()> {
     // Labels first: counts that are wrong are told before the first image is decoded.
     let mut parts = Vec::new();
-    let (mut labels, mut splits) = (Vec::new(), Vec::new());
+    let (mut labels, mut attributes, mut splits) = (Vec::new(), Vec::new(), Vec::new());
     let mut counts = Counts::default();
-    for (split, published) in [(Split::Train, &set.train), (Split::Test, &set.test)] {
+    for published in set.splits {
         let start = labels.len();
+        let mut tables = Vec::new();
         for file in published.files {
             let table = Table::open(&files.join(file))?;
-            let rows = labels.len()..labels.len() + table.rows();
-            labels.extend(read_labels(set, &table)?);
-            parts.push(Part { table, split, rows });
+            labels.extend(read_field(&set.label, &table)?);
+            match &set.attribute {
+                Some(attribute) => attributes.extend(read_field(attribute, &table)?),
+                None => attributes.resize(labels.len(), 0),
+            }
+            tables.push(table);
         }
-        splits.resize(labels.len(), split as u32);
-        if split == Split::Train && undo_order(set, params) {
-            let hub = labels[start..].to_vec();
-            for (row, label) in hub.iter().enumerate() {
-                labels[start + target(set, params, split, row, hub.len())] = *label;
+        let rows = start..labels.len();
+        splits.resize(rows.end, published.split as u32);
+        for values in [&mut labels, &mut attributes] {
+            let stored = values[rows.clone()].to_vec();
+            for (row, value) in stored.iter().enumerate() {
+                values[start + target(set, params, published.split, row, rows.len())] = *value;
             }
         }
-        let mut found = vec![0; set.classes.len()];
-        labels[start..].iter().for_each(|&label| found[label as usize] += 1);
-        let expected = &expected[usize::from(split == Split::Test)];
-        check_counts(set, split, expected.as_deref(), &found)?;
-        match split {
-            Split::Train => counts.train = found,
-            _ => counts.test = found,
+        let mut found = vec![0; published.counts.len()];
+        for row in rows.clone() {
+            found[group(labels[row], attributes[row], set.n_attributes()) as usize] += 1;
         }
+        check_counts(set, published.split, params.expected(set, published)?.as_deref(), &found)?;
+        match published.split {
+            Split::Train => counts.train = found,
+            Split::Validation => counts.validation = found,
+            Split::Test => counts.test = found,
+        }
+        parts.push(Part { published, tables, rows });
     }
-    let n_train = splits.iter().filter(|&&split| split == Split::Train as u32).count();
-    let n = labels.len();
 
     let shape = [set.height, set.width, set.channels];
-    let packed = Packed::create(&out.join("examples.safetensors"), shape, &labels, &vec![0; n], &splits)?;
+    let packed = Packed::create(&out.join("examples.safetensors"), shape, &labels, &attributes, &splits)?;
     for part in &parts {
-        read_images(set, part, &packed, n, |row| {
-            let (start, length) =
-                if part.split == Split::Train { (0, n_train) } else { (n_train, n - n_train) };
-            start + target(set, params, part.split, part.rows.start - start + row, length)
-        })?;
+        let mut start = 0;
+        for table in &part.tables {
+            read_images(set, table, &packed, part.published.split.name(), labels.len(), |row| {
+                part.rows.start + target(set, params, part.published.split, start + row, part.rows.len())
+            })?;
+            start += table.rows();
+        }
     }
     if params.exact {
         let image: usize = shape.iter().product();
-        packed.with_images(|pixels| {
-            let (train, test) = pixels.split_at(n_train * image);
-            check_content(set, Split::Train, &set.train, train, &labels[..n_train])?;
-            check_content(set, Split::Test, &set.test, test, &labels[n_train..])
+        packed.with_images(|pixels| -> Result<()> {
+            for part in &parts {
+                let pixels = &pixels[part.rows.start * image..part.rows.end * image];
+                check_content(set, part.published, pixels, &labels[part.rows.clone()])?;
+            }
+            Ok(())
         })??;
     }
     packed.finish()?;
@@ -162,9 +174,9 @@ fn prepare(
         height: set.height,
         width: set.width,
         channels: set.channels,
-        classes: words(set.classes),
-        attributes: words(&["none"]),
-        n_attributes: 1,
+        classes: words(set.label.names),
+        attributes: words(set.attribute.as_ref().map_or(&["none"], |attribute| attribute.names)),
+        n_attributes: set.n_attributes(),
         counts,
         mean: set.mean.to_vec(),
         std: set.std.to_vec(),
@@ -172,71 +184,65 @@ fn prepare(
     write_json(&out.join("meta.json"), &meta)
 }
 
-/// Only the Hub's own files have the Hub's order of rows.
-fn undo_order(set: &Set, params: &Params) -> bool {
-    set.published_row.is_some() && params.variant == "hub"
-}
-
 /// Where row `row` of the `rows` rows of a split goes within the split.
 fn target(set: &Set, params: &Params, split: Split, row: usize, rows: usize) -> usize {
     match set.published_row {
-        Some(published_row) if split == Split::Train && undo_order(set, params) => published_row(row, rows),
+        // Only the Hub's own files have the Hub's order of rows.
+        Some(published_row) if split == Split::Train && params.variant == "hub" => published_row(row, rows),
         _ => row,
     }
 }
 
-fn read_labels(set: &Set, table: &Table) -> Result<Vec<u32>> {
-    let column = table.column(set.label)?;
-    let mut labels = Vec::with_capacity(table.rows());
+fn read_field(field: &Field, table: &Table) -> Result<Vec<u32>> {
+    let column = table.column(field.column)?;
+    let mut values = Vec::with_capacity(table.rows());
     for group in 0..table.groups().len() {
-        for value in table.integers(group, column)? {
-            match u32::try_from(value) {
-                Ok(label) if (label as usize) < set.classes.len() => labels.push(label),
-                _ => {
-                    let what = format!("{}: {value} is not in 0..={}", set.label, set.classes.len() - 1);
-                    return Err(table.at(labels.len(), what));
-                }
-            }
+        for number in table.integers(group, column)? {
+            values.push(field.value(number).map_err(|what| table.at(values.len(), what))?);
         }
     }
-    if labels.is_empty() {
+    if values.is_empty() {
         return Err(table.at(0, "missing; the file has no rows"));
     }
-    Ok(labels)
+    Ok(values)
 }
 
 /// Decodes a file's images, one row group at a time, and puts each at the row that `target` gives for its row here.
 fn read_images(
     set: &Set,
-    part: &Part,
+    table: &Table,
     packed: &Packed,
+    split: &str,
     n: usize,
     target: impl Fn(usize) -> usize + Sync,
 ) -> Result<()> {
-    let column = part.table.column(set.image)?;
-    let length = set.height * set.width * set.channels;
-    for (group, (first, rows)) in part.table.groups().into_iter().enumerate() {
-        let images = part.table.bytes(group, column)?;
-        let mut pixels = vec![0; rows * length];
-        // The first failing row in file order is told, whatever the order of the threads.
-        let failed = pixels.par_chunks_exact_mut(length).zip(&images).enumerate().find_map_first(
-            |(i, (out, bytes))| {
-                let error = decode(bytes.data(), set.height, set.width, set.channels, out).err()?;
-                Some(part.table.at(first + i, format!("{}: {error:#}", set.image)))
-            },
-        );
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let ordered = (1..rows).all(|i| target(first + i) == target(first) + i);
-        if ordered && rows > 0 {
-            packed.put(target(first), &pixels)?;
-        } else {
-            for (i, image) in pixels.chunks_exact(length).enumerate() {
-                packed.put(target(first + i), image)?;
+    let column = table.column(set.image)?;
+    let size = [set.height, set.width, set.channels];
+    let length: usize = size.iter().product();
+    let mut pixels = vec![0; CHUNK * length];
+    for (group, (first, _)) in table.groups().into_iter().enumerate() {
+        let images = table.bytes(group, column)?;
+        for (chunk, images) in images.chunks(CHUNK).enumerate() {
+            let first = first + chunk * CHUNK;
+            let pixels = &mut pixels[..images.len() * length];
+            // The first failing row in file order is told, whatever the order of the threads.
+            let rows = pixels.par_chunks_exact_mut(length).zip(images).enumerate();
+            let failed = rows.find_map_first(|(i, (out, bytes))| {
+                let error = decode(bytes.data(), set.fit, size, out).err()?;
+                Some(table.at(first + i, format!("{}: {error:#}", set.image)))
+            });
+            if let Some(error) = failed {
+                return Err(error);
             }
+            if (1..images.len()).all(|i| target(first + i) == target(first) + i) {
+                packed.put(target(first), pixels)?;
+            } else {
+                for (i, image) in pixels.chunks_exact(length).enumerate() {
+                    packed.put(target(first + i), image)?;
+                }
+            }
+            progress((target(first) + images.len()) as u64, n as u64, split);
         }
-        progress((part.rows.start + first + rows) as u64, n as u64, part.split.name());
     }
     Ok(())
 }
@@ -245,10 +251,15 @@ fn read_images(
 fn check_counts(set: &Set, split: Split, expected: Option<&[u64]>, found: &[u64]) -> Result<()> {
     let Some(expected) = expected.filter(|expected| *expected != found) else { return Ok(()) };
     let mut table = format!("{}: {}: the counts differ\n", set.name, split.name());
-    let _ = writeln!(table, "  {:<14} {:>9} {:>9}", "label", "expected", "found");
-    for (label, class) in set.classes.iter().enumerate() {
-        let mark = if expected[label] == found[label] { "" } else { "  <-" };
-        let _ = writeln!(table, "  {label} {class:<12} {:>9} {:>9}{mark}", expected[label], found[label]);
+    let _ = writeln!(table, "  {:<24} {:>9} {:>9}", "group", "expected", "found");
+    for (g, (expected, found)) in expected.iter().zip(found).enumerate() {
+        let n_attributes = set.n_attributes() as usize;
+        let mut name = set.label.names[g / n_attributes].to_string();
+        if let Some(attribute) = &set.attribute {
+            name += &format!(", {}", attribute.names[g % n_attributes]);
+        }
+        let mark = if expected == found { "" } else { "  <-" };
+        let _ = writeln!(table, "  {:<24} {expected:>9} {found:>9}{mark}", format!("{g} {name}"));
     }
     table.push_str(
         "hint: these are not the files that this variant describes; choose the variant that they are",
@@ -257,27 +268,22 @@ fn check_counts(set: &Set, split: Split, expected: Option<&[u64]>, found: &[u64]
 }
 
 /// Compares the pixels and labels of a split with the published digests.
-fn check_content(
-    set: &Set,
-    split: Split,
-    published: &SplitFiles,
-    pixels: &[u8],
-    labels: &[u32],
-) -> Result<()> {
-    let Some(content) = &published.content else { return Ok(()) };
+fn check_content(set: &Set, published: &SplitFiles, pixels: &[u8], labels: &[u32]) -> Result<()> {
     // An idx1 file: magic number, length, one byte a label.
-    let mut idx = [0, 0, 8, 1].to_vec();
-    idx.extend((labels.len() as u32).to_be_bytes());
-    idx.extend(labels.iter().map(|&label| label as u8));
-    for (what, found, expected) in
-        [("pixels", md5(pixels), content.pixels), ("labels", md5(&idx), content.labels)]
-    {
+    let idx = || -> Vec<u8> {
+        let length = (labels.len() as u32).to_be_bytes();
+        [0, 0, 8, 1].into_iter().chain(length).chain(labels.iter().map(|&label| label as u8)).collect()
+    };
+    let content = &published.content;
+    let pixels = content.pixels.map(|expected| ("pixels", md5(pixels), expected));
+    let labels = content.labels.map(|expected| ("labels", md5(&idx()), expected));
+    for (what, found, expected) in [pixels, labels].into_iter().flatten() {
         if found != expected {
             return Err(bad(format!(
                 "{}: {}: {what}: md5 {found}, the published one is {expected}\n\
                  hint: the content or the order of the rows is not the published one: `exact` must be false",
                 set.name,
-                split.name()
+                published.split.name()
             )));
         }
     }

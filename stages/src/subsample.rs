@@ -9,12 +9,20 @@ use crate::data::{Counts, Examples, Split};
 use crate::job::{Job, bad};
 use crate::rng::Stream;
 
-/// The params of subsample.
+/// The params of subsample: how examples are chosen.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "scheme", rename_all = "kebab-case", deny_unknown_fields)]
+enum Params {
+    /// Step imbalance: every minority class is thinned out by the same ratio (Cao et al. 2019).
+    Step(Step),
+    /// The published splits as they are.
+    Published(Published),
+}
+
+/// The params of step imbalance.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Params {
-    /// How examples are chosen.
-    scheme: Scheme,
+struct Step {
     /// Examples of a majority class for one of a minority class, at least 1.
     ratio: f64,
     /// Which classes are the majority.
@@ -31,11 +39,16 @@ struct Params {
     seed: u64,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum Scheme {
-    /// Step imbalance: every minority class is thinned out by the same ratio (Cao et al. 2019).
-    Step,
+/// The params of the published splits.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Published {
+    /// At most so many examples of each group in each split; all without it.
+    #[serde(default)]
+    per_group: Option<usize>,
+    /// Of the choice, where `per_group` makes one.
+    #[serde(default)]
+    seed: u64,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -55,15 +68,61 @@ pub fn run(job: Job) -> Result<()> {
 }
 
 fn choose(params: &Params, examples: &Examples) -> Result<Indices> {
-    match params.scheme {
-        Scheme::Step => step(params, examples.labels(), examples.splits(), &examples.meta().classes),
+    match params {
+        Params::Step(params) => step(params, examples.labels(), examples.splits(), &examples.meta().classes),
+        Params::Published(params) => {
+            let groups: Vec<u32> = (0..examples.n()).map(|i| examples.group(i)).collect();
+            Ok(published(params, &groups, examples.splits(), examples.n_groups()))
+        }
     }
+}
+
+/// The rows of each split; of a group that has more than the cap, that many at random, of all seeds and caps in the
+/// order of one shuffle, so that a smaller choice is a part of a larger one.
+fn published(params: &Published, groups: &[u32], splits: &[u32], n_groups: usize) -> Indices {
+    let mut counts = Counts::default();
+    let [train, validation, test] = [
+        (Split::Train, &mut counts.train),
+        (Split::Validation, &mut counts.validation),
+        (Split::Test, &mut counts.test),
+    ]
+    .map(|(split, counts)| {
+        let mut all = Vec::new();
+        for group in 0..n_groups as u32 {
+            let mut rows: Vec<u32> = (0..groups.len() as u32)
+                .filter(|&row| groups[row as usize] == group && splits[row as usize] == split as u32)
+                .collect();
+            if let Some(cap) = params.per_group.filter(|&cap| cap < rows.len()) {
+                let purpose = format!("subsample/published/{}", split.name());
+                Stream::new(params.seed, &purpose, 0, u64::from(group)).shuffle(&mut rows);
+                rows.truncate(cap);
+            }
+            counts.push(rows.len() as u64);
+            all.extend(rows);
+        }
+        if all.is_empty() {
+            counts.clear();
+        }
+        all.sort_unstable();
+        all
+    });
+    let n_major = counts.train.iter().copied().max().unwrap_or(0);
+    let meta = IndicesMeta {
+        ratio: 1.0,
+        n_major,
+        validation_per_class: 0,
+        seed: params.seed,
+        counts,
+        majority: Vec::new(),
+        minority: Vec::new(),
+    };
+    Indices { train, validation, test, meta }
 }
 
 /// Of each class the training rows are put in a random order of their own; the first `validation_per_class` are held
 /// out, the next ones are trained on. So the validation rows depend on neither ratio nor cap, and a smaller training
 /// set of a class is a part of a larger one.
-fn step(params: &Params, labels: &[u32], splits: &[u32], classes: &[String]) -> Result<Indices> {
+fn step(params: &Step, labels: &[u32], splits: &[u32], classes: &[String]) -> Result<Indices> {
     let k = classes.len();
     let rows_of = |split: Split, class: u32| -> Vec<u32> {
         (0..labels.len() as u32)
@@ -151,13 +210,10 @@ mod tests {
         (labels, splits, ["a", "b", "c", "d"].map(String::from).to_vec())
     }
 
-    fn params(text: &str) -> Params {
-        serde_json::from_str(text).unwrap()
-    }
-
     fn chosen(text: &str) -> Result<Indices> {
         let (labels, splits, classes) = set();
-        step(&params(text), &labels, &splits, &classes)
+        let Params::Step(params) = serde_json::from_str(text).unwrap() else { panic!("step is expected") };
+        step(&params, &labels, &splits, &classes)
     }
 
     const BASE: &str =
@@ -222,5 +278,27 @@ mod tests {
         assert_eq!(error, "class 0 (a): 8 test examples, 9 are asked for");
         let error = chosen(&BASE.replace("10", "0.5")).unwrap_err().to_string();
         assert_eq!(error, "params.ratio: 0.5 is not at least 1");
+    }
+
+    #[test]
+    fn published_splits_stay() {
+        let groups = [0, 1, 1, 1, 0, 1, 1, 0];
+        let splits = [0, 0, 0, 0, 1, 1, 2, 2];
+        let chosen = |text: &str| {
+            let Params::Published(params) = serde_json::from_str(text).unwrap() else { panic!("published") };
+            published(&params, &groups, &splits, 2)
+        };
+        let all = chosen(r#"{"scheme":"published"}"#);
+        assert_eq!(
+            (&all.train[..], &all.validation[..], &all.test[..]),
+            (&[0, 1, 2, 3][..], &[4, 5][..], &[6, 7][..])
+        );
+        assert_eq!(all.meta.counts, Counts { train: vec![1, 3], validation: vec![1, 1], test: vec![1, 1] });
+        let two = chosen(r#"{"scheme":"published","per_group":2,"seed":1}"#);
+        let one = chosen(r#"{"scheme":"published","per_group":1,"seed":1}"#);
+        assert_eq!((two.train.len(), one.train.len()), (3, 2));
+        assert!(one.train.iter().all(|row| two.train.contains(row)));
+        let wrong = serde_json::from_str::<Params>(r#"{"scheme":"published","ratio":10}"#).unwrap_err();
+        assert!(wrong.to_string().contains("unknown field `ratio`"), "{wrong}");
     }
 }

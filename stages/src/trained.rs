@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::batches::Pixels;
 use crate::data::indices::Indices;
 use crate::data::{Counts, Examples};
-use crate::job::{Job, bad, read_json};
+use crate::job::{Job, bad, read_json, whole};
 use crate::models::{self, Model, ModelParams, Shape};
 use crate::nn::cpu::Cpu;
 use crate::rng::Stream;
@@ -117,9 +117,4 @@ impl Trained {
             counts: chosen.counts.clone(),
         }
     }
-}
-
-/// 10.0 as 10, 2.5 as 2.5.
-pub(crate) fn whole(value: f64) -> Value {
-    if value.fract() == 0.0 && value.abs() < 1e15 { Value::from(value as i64) } else { Value::from(value) }
 }

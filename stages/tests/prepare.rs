@@ -163,8 +163,8 @@ fn counts_that_differ_show_both_tables() {
     let (_folder, done) = prepared(&good(7), &good(10), params);
     let error = done.unwrap_err().to_string();
     assert!(error.starts_with("fashion-mnist: train: the counts differ\n"), "{error}");
-    assert!(error.contains("  6 Shirt                1         1\n"), "{error}");
-    assert!(error.contains("  7 Sneaker              1         0  <-\n"), "{error}");
+    assert!(error.contains("  6 Shirt                          1         1\n"), "{error}");
+    assert!(error.contains("  7 Sneaker                        1         0  <-\n"), "{error}");
 }
 
 #[test]
@@ -172,13 +172,13 @@ fn exact_demands_the_published_counts() {
     let params = json!({"dataset": "fashion-mnist", "variant": "hub", "exact": true, "note": ""});
     let (_folder, done) = prepared(&good(10), &good(10), params.clone());
     let error = done.unwrap_err().to_string();
-    assert!(error.contains("  0 T-shirt/top       6000         1  <-\n"), "{error}");
+    assert!(error.contains("  0 T-shirt/top                 6000         1  <-\n"), "{error}");
     let mut params = params;
     params["counts"] = json!({"train": 1, "test": 1});
     let (_folder, done) = prepared(&good(10), &good(10), params);
     assert_eq!(
         done.unwrap_err().to_string(),
-        "params.counts: differ from the published counts, but `exact` is true"
+        "params.counts.train: not the published counts of fashion-mnist, but `exact` is true"
     );
 }
 
@@ -187,7 +187,86 @@ fn unknown_params_are_refused() {
     let (_folder, done) = prepared(&good(1), &good(1), params("fashion-minst"));
     assert_eq!(
         done.unwrap_err().to_string(),
-        "params.dataset: `fashion-minst` is unknown (there are: fashion-mnist, cifar10)"
+        "params.dataset: `fashion-minst` is unknown (there are: fashion-mnist, cifar10, celeba, waterbirds)"
+    );
+}
+
+/// CelebA's files with its columns: signs as labels, three training shards, JPEG of 178x218.
+#[test]
+fn celeba_from_generated_files() {
+    let folder = tempdir().unwrap();
+    let files = folder.path().join("files");
+    let signs = |numbers: &[i64]| numbers.to_vec();
+    let write = |name: &str, blond: &[i64], male: &[i64], seed: u8| {
+        let images: Vec<Vec<u8>> = (0..blond.len() as u8).map(|i| jpeg(178, 218, seed + 20 * i)).collect();
+        write_columns(
+            &files.join("data").join(name),
+            &images,
+            &[("Blond_Hair", signs(blond)), ("Male", signs(male))],
+        );
+    };
+    write("train-00000-of-00003.parquet", &[-1, 1], &[-1, -1], 10);
+    write("train-00001-of-00003.parquet", &[1], &[1], 60);
+    write("train-00002-of-00003.parquet", &[-1], &[1], 90);
+    write("validation-00000-of-00001.parquet", &[-1], &[-1], 120);
+    write("test-00000-of-00001.parquet", &[1], &[-1], 150);
+    let params = json!({"dataset": "celeba", "variant": "mirror", "exact": false, "note": "generated",
+                        "counts": {"train": 1, "validation": [1, 0, 0, 0]}});
+    let data = folder.path().join("data");
+    prepare::run(job(&data, params, &[("files", &files)])).unwrap();
+    let examples = Examples::open(&data.join("out")).unwrap();
+    assert_eq!(examples.splits(), [0, 0, 0, 0, 1, 2]);
+    assert_eq!((0..6).map(|i| examples.group(i)).collect::<Vec<_>>(), [0, 2, 3, 1, 0, 2]);
+    let meta = examples.meta();
+    assert_eq!((meta.height, meta.width, meta.channels, meta.n_attributes), (224, 224, 3, 2));
+    assert_eq!(meta.counts.test, [0, 0, 1, 0]);
+    for (i, red) in [10, 30, 60, 90, 120, 150].into_iter().enumerate() {
+        // The middle of the crop: column 89, row 20 + 89 of the original, up to the loss of JPEG.
+        let middle = &examples.image(i)[(112 * 224 + 112) * 3..][..3];
+        let expected = [red, 89 / 2, 109 / 2];
+        assert!(
+            middle.iter().zip(expected).all(|(&a, b)| a.abs_diff(b) <= 4),
+            "{i}: {middle:?} {expected:?}"
+        );
+    }
+    let params = json!({"scheme": "published"});
+    subsample::run(job(folder.path(), params, &[("data", &data.join("out"))])).unwrap();
+    let indices = Indices::open(&folder.path().join("out"), &examples).unwrap();
+    assert_eq!((&indices.train[..], &indices.test[..]), (&[0, 1, 2, 3][..], &[5][..]));
+}
+
+/// Waterbirds' files with its columns, photographs of any size; then an attribute that is missing or out of range.
+#[test]
+fn waterbirds_from_generated_files() {
+    let folder = tempdir().unwrap();
+    let files = folder.path().join("files");
+    let write = |split: &str, label: &[i64], place: &[i64], attribute: &str| {
+        let sizes = [(300, 200), (120, 260), (256, 256)];
+        let images: Vec<Vec<u8>> = (0..label.len()).map(|i| jpeg(sizes[i].0, sizes[i].1, 40)).collect();
+        let columns =
+            [("label", label.to_vec()), (attribute, place.to_vec()), ("bird", vec![7; label.len()])];
+        write_columns(&files.join(format!("default/{split}/0000.parquet")), &images, &columns);
+    };
+    write("train", &[0, 1, 1], &[1, 0, 1], "place");
+    write("validation", &[0], &[0], "place");
+    write("test", &[1], &[0], "place");
+    let params = json!({"dataset": "waterbirds", "variant": "mirror", "exact": false});
+    let run = || prepare::run(job(folder.path(), params.clone(), &[("files", &files)]));
+    run().unwrap();
+    let examples = Examples::open(&folder.path().join("out")).unwrap();
+    assert_eq!((0..5).map(|i| examples.group(i)).collect::<Vec<_>>(), [1, 2, 3, 0, 2]);
+    // The last training image has the square's size: its middle is cut out, nothing else.
+    let middle = &examples.image(2)[(112 * 224 + 112) * 3..][..3];
+    assert!(middle.iter().zip([40, 64, 64]).all(|(&a, b)| a.abs_diff(b) <= 4), "{middle:?}");
+
+    write("test", &[1], &[2], "place");
+    let error = format!("{:#}", run().unwrap_err());
+    assert!(error.ends_with("files/default/test/0000.parquet: row 0: place: 2 is not in 0..=1"), "{error}");
+    write("test", &[1], &[1], "where");
+    let error = format!("{:#}", run().unwrap_err());
+    assert!(
+        error.ends_with("no column `place` (there are: image.bytes, image.path, label, where, bird)"),
+        "{error}"
     );
 }
 

@@ -1,18 +1,36 @@
 //! CIFAR-10 (Krizhevsky 2009): 32x32 colour, ten classes, balanced. Facts, and the Hub's order of rows undone.
 
-use super::{Set, SplitFiles};
+use super::{Content, Field, Fit, Set, Split, SplitFiles};
 
-/// The set as the Hub has it (uoft-cs/cifar10).
+/// The set as the Hub has it (uoft-cs/cifar10). The digests are those of torchvision's arrays, rows · 32 · 32 · 3.
 pub const SET: Set = Set {
     name: "cifar10",
-    train: SplitFiles { files: &["plain_text/train-00000-of-00001.parquet"], per_class: 5000, content: None },
-    test: SplitFiles { files: &["plain_text/test-00000-of-00001.parquet"], per_class: 1000, content: None },
+    splits: &[
+        SplitFiles {
+            split: Split::Train,
+            files: &["plain_text/train-00000-of-00001.parquet"],
+            counts: &[5000; 10],
+            content: Content { pixels: Some("17e2cb5a4119d89a4a13e02b91701bff"), labels: None },
+        },
+        SplitFiles {
+            split: Split::Test,
+            files: &["plain_text/test-00000-of-00001.parquet"],
+            counts: &[1000; 10],
+            content: Content { pixels: Some("6d2714505047e13831cd876923568712"), labels: None },
+        },
+    ],
     image: "img.bytes",
-    label: "label",
+    label: Field {
+        column: "label",
+        names: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+        first: 0,
+        step: 1,
+    },
+    attribute: None,
+    fit: Fit::Exact,
     height: 32,
     width: 32,
     channels: 3,
-    classes: &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
     mean: &[0.4914, 0.4822, 0.4465],
     std: &[0.2023, 0.1994, 0.2010],
     published_row: Some(published_row),

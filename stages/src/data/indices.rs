@@ -34,7 +34,7 @@ pub struct IndicesMeta {
 
 /// Writes 10.0 as 10.
 fn whole<S: serde::Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
-    crate::trained::whole(*value).serialize(to)
+    crate::job::whole(*value).serialize(to)
 }
 
 /// Row numbers into the arrays, by split; ascending.

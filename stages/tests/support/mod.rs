@@ -60,6 +60,38 @@ pub fn write_parquet(path: &Path, image: &str, rows: &[Row], group: usize) {
     writer.close().unwrap();
 }
 
+/// Writes a set with more columns: `columns` are (name, numbers).
+pub fn write_columns(path: &Path, images: &[Vec<u8>], columns: &[(&str, Vec<i64>)]) {
+    let fields: String = columns.iter().map(|(name, _)| format!("optional int64 {name};")).collect();
+    let image = "optional group image { optional binary bytes; optional binary path (UTF8); }";
+    let schema = Arc::new(parse_message_type(&format!("message schema {{ {image} {fields} }}")).unwrap());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let properties = Arc::new(WriterProperties::builder().build());
+    let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
+    let mut out = writer.next_row_group().unwrap();
+    let bytes: Vec<ByteArray> = images.iter().cloned().map(ByteArray::from).collect();
+    for (bytes, level) in [(&bytes[..], 2), (&[], 1)] {
+        let mut column = out.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(bytes, Some(&vec![level; images.len()]), None).unwrap();
+        column.close().unwrap();
+    }
+    for (_, numbers) in columns {
+        let mut column = out.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(numbers, Some(&vec![1; images.len()]), None).unwrap();
+        column.close().unwrap();
+    }
+    out.close().unwrap();
+    writer.close().unwrap();
+}
+
+/// A colour image of this size as JPEG.
+pub fn jpeg(width: u32, height: u32, seed: u8) -> Vec<u8> {
+    let image = RgbImage::from_fn(width, height, |x, y| image::Rgb([seed, (x / 2) as u8, (y / 2) as u8]));
+    let mut bytes = Cursor::new(Vec::new());
+    DynamicImage::from(image).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+    bytes.into_inner()
+}
+
 /// An image as PNG.
 pub fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
