@@ -541,7 +541,7 @@ mod properties {
         /// A good file with a piece cut out, doubled or replaced is wrong in many ways, and never a panic.
         #[test]
         fn no_damaged_file_panics(at in 0usize..2000, length in 0usize..60, with in "[\\[\\]{}:,*&!|>'\"#%@`.a0 \\n-]{0,8}") {
-            let text = PROFILES.repeat(1) + &file(&[Tree::Scalar("1"), Tree::List(vec![]), Tree::Scalar("x")], 1, true);
+            let text = PROFILES.to_string() + &file(&[Tree::Scalar("1"), Tree::List(vec![]), Tree::Scalar("x")], 1, true);
             let chars: Vec<char> = text.chars().collect();
             let at = at % chars.len();
             let end = (at + length).min(chars.len());

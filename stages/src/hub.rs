@@ -202,11 +202,11 @@ impl Resolve {
             Some((_, total)) if status == 206 => total,
             _ => number(&response, "content-length"),
         };
-        if let (Some(promised), Some(total)) = (size, total.or(linked)) {
-            if promised != total {
-                let what = format!("{url}: wrong size: {total} bytes are offered, {promised} are promised");
-                return Err(Failure::Final(bad(what)));
-            }
+        if let (Some(promised), Some(total)) = (size, total.or(linked))
+            && promised != total
+        {
+            let what = format!("{url}: wrong size: {total} bytes are offered, {promised} are promised");
+            return Err(Failure::Final(bad(what)));
         }
         self.receive(response, part, start, size.or(total).or(linked), seen, &url)
     }

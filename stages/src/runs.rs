@@ -101,7 +101,7 @@ pub struct Source {
 /// A whole number, however JSON spells it: a ratio is a float where the subsampling allows other ratios.
 fn whole<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let value = f64::deserialize(deserializer)?;
-    let is_whole = value >= 0.0 && value < 1e15 && value.fract() == 0.0;
+    let is_whole = (0.0..1e15).contains(&value) && value.fract() == 0.0;
     if is_whole {
         Ok(value as u64)
     } else {

@@ -114,7 +114,7 @@ impl Repo {
     }
 
     pub fn pipeline(&self, yaml: &str) {
-        self.write("pipeline.yaml", &format!("version: 1\n{yaml}"));
+        self.write("pipeline.yaml", format!("version: 1\n{yaml}"));
     }
 
     pub fn root(&self) -> &Path {

@@ -41,7 +41,7 @@ pub const SET: Set = Set {
 fn published_row(row: usize, rows: usize) -> usize {
     const BATCH_AT: [usize; 5] = [3, 2, 1, 4, 0];
     let length = rows / 5;
-    if length == 0 || rows % 5 != 0 {
+    if length == 0 || !rows.is_multiple_of(5) {
         return row;
     }
     BATCH_AT[row / length] * length + row % length
