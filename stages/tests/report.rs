@@ -223,7 +223,9 @@ fn what_is_missing_or_foreign_is_said() {
     assert!(message.starts_with("inputs.claims: missing"), "{message}");
     let message = refused(|w, _| fs::remove_file(w.path("table2/out/table.json")).unwrap());
     assert!(message.starts_with("DIR/table2/out/table.json: "), "{message}");
-    let message = refused(|w, _| edit(w.path("table2/out/table.json"), "\"table2-shift\"", "\"table7\""));
+    let message = refused(|w, _| {
+        edit(w.path("table2/out/table.json"), "\"layout\": \"table2-shift\"", "\"layout\": \"table7\"")
+    });
     assert!(message.starts_with("table2: table.json: ") && message.contains("table7"), "{message}");
     let message = refused(|w, _| edit(w.path("figure3/out/figure.json"), "\"version\": 1", "\"version\": 9"));
     assert_eq!(message, "figure3: figure.json: version: 9 is unknown, this program reads 1");
