@@ -294,7 +294,9 @@ impl<'a> Keys<'a> {
                 Some(relative) if !pinned => {
                     let path = self.session.root.join(relative);
                     let seen = self.session.stat.look(&path).map_err(|e| {
-                        Error::input(format!("{}: {}: run: {e}", stage.kind.location, stage.name))
+                        let cause = e.to_string().replace(&format!("{}: ", path.display()), "");
+                        let at = &stage.kind.location;
+                        Error::input(format!("{at}: {}: run: {relative}: {cause}", stage.name))
                     })?;
                     let digest = seen.digest();
                     watched.push((path, digest));

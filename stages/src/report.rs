@@ -236,6 +236,3 @@ fn fragment(input: &NamedInput) -> Result<String> {
         None => Ok(text),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
-use image::{ImageBuffer, Luma, RgbImage};
+use image::{GrayImage, ImageBuffer, Luma, RgbImage};
 use serde_json::{Value, json};
 use stages::data::indices::Indices;
 use stages::data::{Examples, Split};
@@ -110,7 +110,10 @@ fn bad_rows_are_named() {
             (Some(png(RgbImage::new(28, 28))), 1),
             "row 4: image.bytes: an image of type Rgb8 where grey, 8 bits is expected",
         ),
-        ((Some(png(colour(1))), 1), "row 4: image.bytes: an image of 32x32 where 28x28 is expected"),
+        (
+            (Some(png(GrayImage::new(32, 32))), 1),
+            "row 4: image.bytes: an image of 32x32 where 28x28 is expected",
+        ),
         (
             (Some(b"GIF89a".to_vec()), 1),
             "row 4: image.bytes: neither PNG nor JPEG (6 bytes that start with 474946383961)",
