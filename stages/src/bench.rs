@@ -85,8 +85,12 @@ fn measure(request: &Request) -> Result<Value> {
     let labels: Vec<u32> = (0..*batch).map(|i| (i % shape.classes) as u32).collect();
     let (mut forward, mut backward, mut update, mut whole) = (vec![], vec![], vec![], vec![]);
     let mut last = 0.0;
+    let mut used = 0.0;
     // The first step fills the buffers and is not counted.
     for step in 0..=*steps {
+        if step == 1 {
+            used = processor_ms().unwrap_or(0.0);
+        }
         let start = Instant::now();
         let loss = loss::cross_entropy(&model.forward(&x, true)?, &labels)?.mean_all()?;
         last = loss.to_scalar::<f32>()?;
@@ -116,8 +120,18 @@ fn measure(request: &Request) -> Result<Value> {
         "examples_per_second": (*batch as f64 / all * 1e4).round() / 10.0,
         "ms": {"forward": median(&mut forward), "backward": median(&mut backward), "update": median(&mut update),
             "step": all, "least": (whole[0] * 100.0).round() / 100.0},
+        "cpu_ms": processor_ms().map(|now| ((now - used) / *steps as f64).round()),
         "peak_memory_mb": peak_memory()?, "loss": last,
     }))
+}
+
+/// Processor time of all threads so far, in steps of 10 ms; none where the system does not tell.
+fn processor_ms() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Fields 14 and 15 of proc(5), in ticks of 1/100 s; the name before them may hold blanks.
+    let mut fields = status.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<f64>().ok();
+    Some((ticks()? + ticks()?) * 10.0)
 }
 
 /// The largest resident size so far, in MB; null where the system does not tell.

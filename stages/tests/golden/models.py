@@ -1,6 +1,6 @@
 """Makes the golden files of stages/tests/model_*.rs: logits, losses, gradients and running statistics of PyTorch in
 float64, and the error of PyTorch's own float32 beside them. Weights and inputs come from a formula (`fill`), so that the
-files hold results only; of each gradient at most 512 evenly spread entries are kept.
+files hold results only; of each gradient some evenly spread entries are kept.
 
 python models.py [MODEL ...]     made with torch 2.12 on the CPU
 """
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from safetensors.numpy import save_file
 from torch import nn
 
-ENTRIES = 512
 M64 = (1 << 64) - 1
 
 
@@ -31,28 +30,37 @@ def uniform(name, n):
     return (z >> np.uint64(40)).astype(np.float64) / 2.0**23 - 1.0
 
 
-def fill(name, shape):
-    """The value of a parameter or buffer, by its name and shape; rounded to float32."""
+def fill(name, shape, shift):
+    """The value of a parameter or buffer, by its name and shape; rounded to float32. Batch norms' biases are `shift`
+    larger: with 2, few activations lie so near the ReLU's corner that rounding decides their side, which would hide every
+    other error of a deep network's gradient."""
     n = int(np.prod(shape)) if len(shape) else 1
     u = uniform(name, n)
     if name.endswith("running_var"):
         v = 1.0 + 0.5 * u
     elif name.endswith("running_mean"):
         v = 0.1 * u
+    elif "embeddings" in name and len(shape) == 2:
+        v = u
+    elif name.startswith("bert.") and len(shape) == 2:
+        v = u * np.sqrt(1.5 / shape[1])  # attention that does not saturate
     elif len(shape) >= 2:
         v = u * np.sqrt(6.0 / np.prod(shape[1:]))
     elif name.endswith("bias"):
-        v = 0.1 * u
+        norm = "bn" in name or "downsample.1" in name
+        v = 0.1 * u + (shift if norm else 0.0)
+    elif name.endswith("bn3.weight"):
+        v = 0.25 + 0.05 * u  # a deep network whose float32 error stays small
     else:
         v = 1.0 + 0.2 * u
     return torch.from_numpy(v.astype(np.float32).reshape(shape))
 
 
-def set_weights(model):
+def set_weights(model, shift):
     with torch.no_grad():
         for name, tensor in list(model.named_parameters()) + list(model.named_buffers()):
             if tensor.dtype.is_floating_point:
-                tensor.copy_(fill(name, tuple(tensor.shape)))
+                tensor.copy_(fill(name, tuple(tensor.shape), shift))
 
 
 class Block(nn.Module):
@@ -99,17 +107,162 @@ class ResNetCifar(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def entries(tensor):
+class Mlp(nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(inputs, 200), nn.Linear(200, 200), nn.Linear(200, classes)
+
+    def forward(self, x):
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(x.flatten(1))))))
+
+
+class Linear(nn.Module):
+    def __init__(self, inputs, classes):
+        super().__init__()
+        self.linear = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+class Bottleneck(nn.Module):
+    """torchvision's block, v1.5; `inner` is width_per_group / 64."""
+
+    expansion = 4
+
+    def __init__(self, inputs, width, stride, inner):
+        super().__init__()
+        inside = width * inner
+        self.conv1, self.bn1 = nn.Conv2d(inputs, inside, 1, bias=False), nn.BatchNorm2d(inside)
+        self.conv2, self.bn2 = nn.Conv2d(inside, inside, 3, stride, 1, bias=False), nn.BatchNorm2d(inside)
+        self.conv3, self.bn3 = nn.Conv2d(inside, width * 4, 1, bias=False), nn.BatchNorm2d(width * 4)
+        self.downsample = downsample(inputs, width * 4, stride)
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + (self.downsample(x) if self.downsample else x))
+
+
+class Basic(nn.Module):
+    expansion = 1
+
+    def __init__(self, inputs, width, stride, inner):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.downsample = downsample(inputs, width, stride)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(out + (self.downsample(x) if self.downsample else x))
+
+
+def downsample(inputs, outputs, stride):
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class ResNet(nn.Module):
+    def __init__(self, block, blocks, width, inner, channels, classes):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
+        for stage, n in enumerate(blocks):
+            layer = []
+            for i in range(n):
+                layer.append(block(inputs, width << stage, 2 if stage and not i else 1, inner))
+                inputs = (width << stage) * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layer))
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+class BertLayer(nn.Module):
+    def __init__(self, hidden, inner):
+        super().__init__()
+        self.attention = nn.Module()
+        self.attention.self = nn.Module()
+        for name in ("query", "key", "value"):
+            setattr(self.attention.self, name, nn.Linear(hidden, hidden))
+        self.attention.output = part(hidden, hidden)
+        self.intermediate = nn.Module()
+        self.intermediate.dense = nn.Linear(hidden, inner)
+        self.output = part(inner, hidden)
+
+
+def part(inputs, hidden):
+    module = nn.Module()
+    module.dense, module.LayerNorm = nn.Linear(inputs, hidden), nn.LayerNorm(hidden, eps=1e-12)
+    return module
+
+
+class Bert(nn.Module):
+    """BertForSequenceClassification without dropout (golden values have none)."""
+
+    def __init__(self, vocabulary, hidden, layers, heads, inner, positions, classes):
+        super().__init__()
+        self.heads = heads
+        self.bert = nn.Module()
+        e = self.bert.embeddings = nn.Module()
+        e.word_embeddings = nn.Embedding(vocabulary, hidden)
+        e.position_embeddings = nn.Embedding(positions, hidden)
+        e.token_type_embeddings = nn.Embedding(2, hidden)
+        e.LayerNorm = nn.LayerNorm(hidden, eps=1e-12)
+        self.bert.encoder = nn.Module()
+        self.bert.encoder.layer = nn.ModuleList(BertLayer(hidden, inner) for _ in range(layers))
+        self.bert.pooler = nn.Module()
+        self.bert.pooler.dense = nn.Linear(hidden, hidden)
+        self.classifier = nn.Linear(hidden, classes)
+
+    def forward(self, tokens):
+        n, _, length = tokens.shape
+        words, types, mask = tokens[:, 0], tokens[:, 1], tokens[:, 2]
+        e = self.bert.embeddings
+        x = e.word_embeddings(words) + e.token_type_embeddings(types) + e.position_embeddings.weight[:length]
+        x = e.LayerNorm(x)
+        mask = (1.0 - mask.to(x.dtype))[:, None, None] * -1e4
+        for layer in self.bert.encoder.layer:
+            a = layer.attention
+            q, k, v = (
+                getattr(a.self, name)(x).view(n, length, self.heads, -1).transpose(1, 2)
+                for name in ("query", "key", "value")
+            )
+            p = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + mask).softmax(-1)
+            context = (p @ v).transpose(1, 2).reshape(n, length, -1)
+            x = a.output.LayerNorm(a.output.dense(context) + x)
+            inner = F.gelu(layer.intermediate.dense(x))
+            x = layer.output.LayerNorm(layer.output.dense(inner) + x)
+        return self.classifier(torch.tanh(self.bert.pooler.dense(x[:, 0])))
+
+
+def sentences(n, length, vocabulary, classes):
+    """Tokens from the formula; two segments; the i-th sentence is 2i tokens shorter than the tensor."""
+    words = torch.from_numpy(((uniform("words", n * length) + 1.0) / 2.0 * vocabulary).astype(np.int64)).view(n, length)
+    types = (torch.arange(length) >= length // 2).long().expand(n, length)
+    mask = (torch.arange(length)[None] < length - 2 * torch.arange(n)[:, None]).long()
+    return torch.stack([words, types, mask], 1), torch.arange(n) * 7 % classes
+
+
+def entries(tensor, keep):
     flat = tensor.detach().double().flatten().numpy()
-    return np.ascontiguousarray(flat[:: -(-len(flat) // ENTRIES)])
+    return np.ascontiguousarray(flat[:: -(-len(flat) // keep)])
 
 
-def run(make, inputs, dtype):
+def run(make, inputs, dtype, keep, shift, nudge=0):
     """Logits, loss, gradients and running statistics of one training pass; logits in evaluation mode before it."""
     model = make()
-    set_weights(model)
+    set_weights(model, shift)
     model = model.to(dtype)
     x, labels = inputs
+    if nudge:
+        x = x * (1.0 + 1e-7 * torch.from_numpy(uniform(f"nudge{nudge}", x.numel())).view(x.shape))
     x = x.to(dtype) if x.dtype.is_floating_point else x
     model.eval()
     with torch.no_grad():
@@ -121,23 +274,33 @@ def run(make, inputs, dtype):
     out = {"eval": evaluated.double().numpy(), "train": logits.detach().double().numpy()}
     out["loss"] = np.array([loss.item()])
     for name, parameter in model.named_parameters():
-        out[f"gradient/{name}"] = entries(parameter.grad)
+        # Of a table of embeddings the sums of its columns: most rows are not used.
+        table = "embeddings" in name and parameter.ndim == 2
+        out[f"gradient/{name}"] = entries(parameter.grad.sum(0) if table else parameter.grad, keep)
     for name, buffer in model.named_buffers():
         if buffer.dtype.is_floating_point:
-            out[f"buffer/{name}"] = entries(buffer)
+            out[f"buffer/{name}"] = entries(buffer, keep)
     return out
 
 
-def make(file, model, inputs):
-    exact, float32 = run(model, inputs, torch.float64), run(model, inputs, torch.float32)
-    tensors = dict(exact)
+def make(file, model, inputs, keep=512, shift=0.0, runs=1):
+    """The float32 error is the largest of `runs`, whose inputs differ by less than a rounding: which activations fall on
+    the other side of the ReLU's corner is chance."""
+    exact = run(model, inputs, torch.float64, keep, shift)
+    all32 = [run(model, inputs, torch.float32, keep, shift, nudge) for nudge in range(runs)]
+    float32 = all32[0]
+    tensors = dict(exact, entries=np.array([float(keep)]))
     for name, value in exact.items():
         if name.startswith("gradient/"):
-            error = np.linalg.norm(float32[name] - value) / np.linalg.norm(value)
+            if name.endswith("key.bias"):
+                continue  # zero by symmetry: rounding errors have no relative size
+            error = max(np.linalg.norm(one[name] - value) for one in all32) / np.linalg.norm(value)
             tensors[f"error/{name}"] = np.array([error])
     path = Path(__file__).parent / f"{file}.safetensors"
     save_file(tensors, path)
     errors = sorted(v.item() for k, v in tensors.items() if k.startswith("error/"))
+    logits = {k: np.linalg.norm(float32[k] - exact[k]) / np.linalg.norm(exact[k]) for k in ("eval", "train")}
+    print(logits)
     print(f"{path.name}: {path.stat().st_size} bytes, loss {exact['loss'][0]:.6f}, float32 errors up to {errors[-1]:.1e}")
 
 
@@ -149,7 +312,14 @@ def images(name, n, channels, height, width, classes):
 MODELS = {
     "resnet8a": (lambda: ResNetCifar(8, 3, 10, "A"), images("images", 6, 3, 16, 16, 10)),
     "resnet8b": (lambda: ResNetCifar(8, 1, 5, "B"), images("images", 5, 1, 13, 11, 5)),
-    "resnet20a": (lambda: ResNetCifar(20, 1, 10, "A"), images("images", 8, 1, 28, 28, 10)),
+    "resnet20a": (lambda: ResNetCifar(20, 1, 10, "A"), images("images", 8, 1, 28, 28, 10), 512, 2.0, 4),
+    "linear": (lambda: Linear(3 * 5 * 4, 3), images("images", 4, 3, 5, 4, 3)),
+    "mlp": (lambda: Mlp(3 * 5 * 4, 3), images("images", 4, 3, 5, 4, 3)),
+    "bert": (lambda: Bert(60, 48, 2, 4, 80, 20, 3), sentences(4, 18, 60, 3)),
+    "bertbase": (lambda: Bert(30522, 768, 12, 12, 3072, 512, 2), sentences(2, 16, 30522, 2), 48),
+    "resnet10": (lambda: ResNet(Basic, [1] * 4, 20, 1, 3, 2), images("images", 4, 3, 65, 61, 2), 128),
+    "resnet50": (lambda: ResNet(Bottleneck, [3, 4, 6, 3], 64, 1, 3, 2), images("images", 8, 3, 64, 64, 2), 48, 2.0, 4),
+    "wideresnet50": (lambda: ResNet(Bottleneck, [3, 4, 6, 3], 64, 2, 3, 2), images("images", 8, 3, 64, 64, 2), 48, 2.0, 4),
 }
 
 if __name__ == "__main__":
