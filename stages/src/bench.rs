@@ -13,7 +13,8 @@ use serde_json::{Value, json};
 use std::time::Instant;
 
 const USAGE: &str = "usage: stages bench MODEL [--batch B] [--threads T] [--steps K] [--image N] [--channels C] \
-                     [--classes K]\nMODEL: resnet<depth>[b] (CIFAR), linear, or a model's params as JSON";
+                     [--classes K] [--sequence L]\nMODEL: resnet<depth>[b] (CIFAR), resnet50, wide-resnet50, mlp, \
+                     linear, bert-base, minilm, or a model's params as JSON";
 
 struct Request {
     params: ModelParams,
@@ -21,6 +22,8 @@ struct Request {
     threads: usize,
     steps: usize,
     shape: Shape,
+    /// Tokens of an example, for BERT.
+    sequence: usize,
 }
 
 /// Runs one bench and prints its line.
@@ -38,7 +41,9 @@ fn parse(words: &[String]) -> Result<Request> {
     let mut options = std::collections::BTreeMap::new();
     for pair in words[1..].chunks(2) {
         let name = pair[0].strip_prefix("--").unwrap_or_default();
-        if !["batch", "threads", "steps", "image", "channels", "classes"].contains(&name) || pair.len() < 2 {
+        if !["batch", "threads", "steps", "image", "channels", "classes", "sequence"].contains(&name)
+            || pair.len() < 2
+        {
             return Err(bad(format!("{}: unknown word or value missing\n{USAGE}", pair[0])));
         }
         let value: usize =
@@ -52,6 +57,7 @@ fn parse(words: &[String]) -> Result<Request> {
         batch: option("batch", 128),
         threads: option("threads", 1),
         steps: option("steps", 10),
+        sequence: option("sequence", 128),
         shape: Shape {
             classes: option("classes", 10).max(2),
             channels: option("channels", 3),
@@ -63,7 +69,11 @@ fn parse(words: &[String]) -> Result<Request> {
 
 fn named(model: &str) -> Result<ModelParams> {
     let depth = |word: &str| word.strip_prefix("resnet").and_then(|d| d.parse::<usize>().ok());
+    let minilm = json!({"family": "bert", "sizes": {"hidden": 384, "layers": 6, "intermediate": 1536}});
     let params = match (model, depth(model), model.strip_suffix('b').and_then(depth)) {
+        ("resnet50", ..) => json!({"family": "resnet50"}).to_string(),
+        ("bert-base", ..) => json!({"family": "bert"}).to_string(),
+        ("minilm", ..) => minilm.to_string(),
         (_, Some(depth), _) => json!({"family": "resnet-cifar", "depth": depth}).to_string(),
         (_, _, Some(depth)) => json!({"family": "resnet-cifar", "depth": depth, "shortcut": "B"}).to_string(),
         (word, ..) if word.starts_with('{') => word.to_string(),
@@ -73,15 +83,20 @@ fn named(model: &str) -> Result<ModelParams> {
 }
 
 fn measure(request: &Request) -> Result<Value> {
-    let Request { params, batch, threads, steps, shape } = request;
+    let Request { params, batch, threads, steps, shape, sequence } = request;
     let cpu = Cpu::new(*threads)?;
     let isa = cpu.isa.name();
     let model = models::build(params, *shape, cpu, &mut |name| Stream::new(0, name, 0, 0))?;
     let sgd = OptimizerParams::Sgd { momentum: 0.9, weight_decay: 2e-4, nesterov: false, groups: vec![] };
     let mut optimizer = Optimizer::new(&sgd, model.parameters())?;
-    let n = batch * shape.height * shape.width * shape.channels;
-    let pixels = Stream::new(0, "bench", 0, 0).normals(n, 0.0, 1.0);
-    let x = Tensor::from_vec(pixels, (*batch, shape.height, shape.width, shape.channels), &Device::Cpu)?;
+    let x = match params {
+        ModelParams::Bert { .. } => tokens(*batch, *sequence)?,
+        _ => {
+            let dims = (*batch, shape.height, shape.width, shape.channels);
+            let n = batch * shape.height * shape.width * shape.channels;
+            Tensor::from_vec(Stream::new(0, "bench", 0, 0).normals(n, 0.0, 1.0), dims, &Device::Cpu)?
+        }
+    };
     let labels: Vec<u32> = (0..*batch).map(|i| (i % shape.classes) as u32).collect();
     let (mut forward, mut backward, mut update, mut whole) = (vec![], vec![], vec![], vec![]);
     let mut last = 0.0;
@@ -92,6 +107,7 @@ fn measure(request: &Request) -> Result<Value> {
             used = processor_ms().unwrap_or(0.0);
         }
         let start = Instant::now();
+        model.set_step(0, step as u64);
         let loss = loss::cross_entropy(&model.forward(&x, true)?, &labels)?.mean_all()?;
         last = loss.to_scalar::<f32>()?;
         let forwarded = Instant::now();
@@ -116,13 +132,25 @@ fn measure(request: &Request) -> Result<Value> {
     let all = median(&mut whole);
     Ok(json!({
         "model": params, "batch": batch, "threads": threads, "isa": isa, "steps": steps,
-        "image": [shape.height, shape.width, shape.channels],
+        "sequence": matches!(params, ModelParams::Bert { .. }).then_some(sequence), "image": [shape.height, shape.width, shape.channels],
         "examples_per_second": (*batch as f64 / all * 1e4).round() / 10.0,
         "ms": {"forward": median(&mut forward), "backward": median(&mut backward), "update": median(&mut update),
             "step": all, "least": (whole[0] * 100.0).round() / 100.0},
         "cpu_ms": processor_ms().map(|now| ((now - used) / *steps as f64).round()),
         "peak_memory_mb": peak_memory()?, "loss": last,
     }))
+}
+
+/// [batch, 3, length]: words below 1,000, which every vocabulary has, one segment, no padding.
+fn tokens(batch: usize, length: usize) -> Result<Tensor> {
+    let mut stream = Stream::new(0, "bench", 0, 0);
+    let mut tokens = vec![];
+    for _ in 0..batch {
+        tokens.extend((0..length).map(|_| stream.below(1000) as u32));
+        tokens.extend(std::iter::repeat_n(0, length));
+        tokens.extend(std::iter::repeat_n(1, length));
+    }
+    Ok(Tensor::from_vec(tokens, (batch, 3, length), &Device::Cpu)?)
 }
 
 /// Processor time of all threads so far, in steps of 10 ms; none where the system does not tell.

@@ -1,9 +1,12 @@
 //! Every model as: inputs -> features `h` -> linear head -> logits, with parameters named as in the published PyTorch
 //! checkpoints. Knows shapes and names, not losses, data sets or how training goes.
 
+pub mod bert;
 pub mod checkpoint;
 pub mod convnet;
 pub mod head;
+pub mod mlp;
+pub mod resnet;
 pub mod resnet_cifar;
 
 use crate::nn::cpu::Cpu;
@@ -11,9 +14,13 @@ use crate::rng::Stream;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
+use std::cell::Cell;
 
+use bert::{Bert, BertParams};
 use convnet::ConvBody;
 use head::Head;
+use mlp::Mlp;
+use resnet::{Block, Layout};
 use resnet_cifar::Shortcut;
 
 /// Which model: the `model` param of a training stage.
@@ -25,6 +32,34 @@ pub enum ModelParams {
         #[serde(default)]
         head: HeadInit,
     },
+    /// A multilayer perceptron on the flattened input.
+    Mlp {
+        #[serde(default = "two_of_200")]
+        hidden: Vec<usize>,
+        #[serde(default)]
+        head: HeadInit,
+    },
+    /// ResNet-10 by width: basic blocks [1, 1, 1, 1] after the ImageNet stem.
+    Resnet10 {
+        width: usize,
+        #[serde(default)]
+        head: HeadInit,
+    },
+    /// torchvision's resnet50.
+    Resnet50 {
+        #[serde(default)]
+        head: HeadInit,
+    },
+    /// torchvision's wide_resnet50_2.
+    WideResnet50 {
+        #[serde(default)]
+        head: HeadInit,
+    },
+    /// BERT with pooler; its input is tokens, see [`Bert::features`].
+    Bert {
+        #[serde(default)]
+        sizes: BertParams,
+    },
     /// The CIFAR ResNet of depth 6n + 2.
     ResnetCifar {
         depth: usize,
@@ -33,6 +68,10 @@ pub enum ModelParams {
         #[serde(default)]
         head: HeadInit,
     },
+}
+
+fn two_of_200() -> Vec<usize> {
+    vec![200, 200]
 }
 
 /// How the linear head starts.
@@ -104,7 +143,9 @@ impl Builder<'_> {
 enum Body {
     /// NHWC to channel-first rows, as PyTorch's `flatten(1)` orders them.
     Flatten,
+    Mlp(Mlp),
     Conv(ConvBody),
+    Bert(Bert),
 }
 
 /// A trainable model on the CPU in float32.
@@ -114,6 +155,10 @@ pub struct Model {
     head: Head,
     parameters: Vec<(String, Var)>,
     buffers: Vec<(String, Var)>,
+    /// Name of the head, before `.weight`.
+    head_name: String,
+    /// Seed and step of the next dropout masks.
+    dropout: Cell<(u64, u64)>,
 }
 
 /// Builds a model with fresh parameters drawn from `init`.
@@ -126,10 +171,41 @@ pub fn build(params: &ModelParams, shape: Shape, cpu: Cpu, init: &mut Init<'_>) 
     );
     let mut give = |name: &str| init(name);
     let mut builder = Builder { init: &mut give, parameters: vec![], buffers: vec![] };
+    let inputs = shape.channels * shape.height * shape.width;
     let (body, head) = match params {
         ModelParams::Linear { head } => {
-            let inputs = shape.channels * shape.height * shape.width;
             (Body::Flatten, Head::new(&mut builder, "linear", inputs, shape.classes, *head)?)
+        }
+        ModelParams::Mlp { hidden, head } => {
+            let body = Mlp::new(&mut builder, inputs, hidden)?;
+            let name = format!("fc{}", hidden.len() + 1);
+            let features = hidden.last().copied().unwrap_or(inputs);
+            (Body::Mlp(body), Head::new(&mut builder, &name, features, shape.classes, *head)?)
+        }
+        ModelParams::Bert { sizes } => {
+            let body = Bert::new(&mut builder, sizes, cpu)?;
+            let shape = [shape.classes, sizes.hidden];
+            let head = Head {
+                weight: builder.normal("classifier.weight".into(), &shape, bert::DEVIATION)?,
+                bias: builder.constant("classifier.bias".into(), &shape[..1], 0.0)?,
+            };
+            (Body::Bert(body), head)
+        }
+        ModelParams::Resnet10 { head, .. }
+        | ModelParams::Resnet50 { head }
+        | ModelParams::WideResnet50 { head } => {
+            let bottleneck =
+                |inner| Layout { block: Block::Bottleneck { inner }, blocks: [3, 4, 6, 3], width: 64 };
+            let layout = match params {
+                ModelParams::Resnet10 { width, .. } => {
+                    Layout { block: Block::Basic, blocks: [1; 4], width: *width }
+                }
+                ModelParams::WideResnet50 { .. } => bottleneck(2),
+                _ => bottleneck(1),
+            };
+            let body = resnet::build(&mut builder, shape, cpu, layout)?;
+            let head = Head::new(&mut builder, "fc", layout.features(), shape.classes, *head)?;
+            (Body::Conv(body), head)
         }
         ModelParams::ResnetCifar { depth, shortcut, head } => {
             let body = resnet_cifar::build(&mut builder, shape, cpu, *depth, *shortcut)?;
@@ -138,7 +214,9 @@ pub fn build(params: &ModelParams, shape: Shape, cpu: Cpu, init: &mut Init<'_>) 
         }
     };
     let Builder { parameters, buffers, .. } = builder;
-    Ok(Model { shape, body, head, parameters, buffers })
+    let last = parameters.last().map(|(name, _)| name.trim_end_matches(".bias").to_string());
+    let head_name = last.unwrap_or_default();
+    Ok(Model { shape, body, head, parameters, buffers, head_name, dropout: Cell::new((0, 0)) })
 }
 
 impl Model {
@@ -152,6 +230,9 @@ impl Model {
 
     /// The last hidden layer `h` [N, features]: what the head's rows are multiplied with.
     pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
+        if let Body::Bert(body) = &self.body {
+            return body.features(images, train.then(|| self.dropout.get()));
+        }
         let Shape { channels, height, width, .. } = self.shape;
         let dims = images.dims();
         ensure!(
@@ -160,9 +241,17 @@ impl Model {
             images.dtype()
         );
         match &self.body {
-            Body::Flatten => Ok(images.permute((0, 3, 1, 2))?.flatten_from(1)?),
+            Body::Flatten => flatten(images),
+            Body::Mlp(body) => body.features(&flatten(images)?),
             Body::Conv(body) => body.features(images, train),
+            Body::Bert(body) => body.features(images, train.then(|| self.dropout.get())),
         }
+    }
+
+    /// Names the masks of the next training passes' dropout: the same (seed, step), the same masks. A model without
+    /// dropout ignores it.
+    pub fn set_step(&self, seed: u64, step: u64) {
+        self.dropout.set((seed, step));
     }
 
     /// Logits of given features.
@@ -204,6 +293,27 @@ impl Model {
     /// Errors: every missing key, unknown key and differing shape, in one message; then nothing was changed.
     pub fn load_published(&self, path: &std::path::Path) -> Result<()> {
         let all: Vec<_> = self.parameters.iter().chain(&self.buffers).collect();
-        checkpoint::load(&all, path)
+        checkpoint::load(&all, path, &|name| Some(name.to_string()))
     }
+
+    /// Reads the body of a published checkpoint and leaves the head as it is, for another number of classes. BERT's
+    /// older names (`gamma`, `beta`, no `bert.` prefix) are understood and its pretraining heads left out; otherwise as
+    /// [`Model::load_published`].
+    pub fn load_pretrained(&self, path: &std::path::Path) -> Result<()> {
+        let is_head = |name: &str| {
+            name.strip_prefix(&self.head_name).is_some_and(|rest| rest == ".weight" || rest == ".bias")
+        };
+        let all = self.parameters.iter().chain(&self.buffers);
+        let body: Vec<_> = all.filter(|(name, _)| !is_head(name)).collect();
+        let is_bert = matches!(self.body, Body::Bert(_));
+        checkpoint::load(&body, path, &|name| {
+            let name = if is_bert { checkpoint::bert_name(name)? } else { name.to_string() };
+            (!is_head(&name)).then_some(name)
+        })
+    }
+}
+
+/// NHWC to rows in channel-first order.
+fn flatten(images: &Tensor) -> Result<Tensor> {
+    Ok(images.permute((0, 3, 1, 2))?.flatten_from(1)?)
 }

@@ -9,5 +9,6 @@ pub mod net;
 pub mod norm;
 pub mod op;
 pub mod pool;
+pub mod rows;
 pub mod simd;
 pub mod weigh;

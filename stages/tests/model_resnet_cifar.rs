@@ -2,7 +2,7 @@
 
 mod golden;
 
-use golden::{cross_entropy, flat, images};
+use golden::{Limit, cross_entropy, flat, images};
 use stages::models::Shape;
 use stages::nn::cpu::{Cpu, Isa};
 
@@ -20,7 +20,7 @@ fn option_a_equals_pytorch() {
         let cpu = Cpu::with_isa(isa, 1).unwrap();
         let model = golden::model(r#"{"family":"resnet-cifar","depth":8}"#, SMALL, cpu);
         let (x, labels) = images("images", 6, SMALL);
-        golden::check("resnet8a", &model, &x, &labels, Some(1e-4));
+        golden::check("resnet8a", &model, &x, &labels, Limit::Small);
     }
 }
 
@@ -30,7 +30,7 @@ fn option_b_on_odd_images_equals_pytorch() {
         let cpu = Cpu::with_isa(isa, 2).unwrap();
         let model = golden::model(r#"{"family":"resnet-cifar","depth":8,"shortcut":"B"}"#, ODD, cpu);
         let (x, labels) = images("images", 5, ODD);
-        golden::check("resnet8b", &model, &x, &labels, Some(1e-4));
+        golden::check("resnet8b", &model, &x, &labels, Limit::Small);
     }
 }
 
@@ -40,7 +40,7 @@ fn depth_20_on_grey_images_equals_pytorch() {
         let cpu = Cpu::with_isa(isa, 2).unwrap();
         let model = golden::shifted(r#"{"family":"resnet-cifar","depth":20}"#, GREY, cpu, 2.0);
         let (x, labels) = images("images", 8, GREY);
-        golden::check("resnet20a", &model, &x, &labels, None);
+        golden::check("resnet20a", &model, &x, &labels, Limit::Deep);
     }
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Writes the tensors; the bytes depend on nothing but names and values.
@@ -30,30 +31,35 @@ pub fn save(tensors: &[(String, Tensor)], path: &Path) -> Result<()> {
 /// Sets every target from the file, whose keys and shapes must equal the targets'. `num_batches_tracked` may be
 /// missing from the file (older checkpoints lack it) and is then left as it is.
 ///
+/// `rename` gives the target's name of a key, or None for a key that is left out.
+///
 /// Errors: all differences in one message; then no target was changed.
-pub fn load(targets: &[&(String, Var)], path: &Path) -> Result<()> {
+pub fn load(targets: &[&(String, Var)], path: &Path, rename: &dyn Fn(&str) -> Option<String>) -> Result<()> {
     let place = path.display();
     let bytes = std::fs::read(path).with_context(|| format!("{place}: weights cannot be read"))?;
     let file =
         SafeTensors::deserialize(&bytes).with_context(|| format!("{place}: not a safetensors file"))?;
     let mut wrong = vec![];
     let mut found = vec![];
+    let keys: BTreeMap<String, &str> =
+        file.names().into_iter().filter_map(|key| Some((rename(key)?, key))).collect();
     for (name, var) in targets {
-        match file.tensor(name) {
-            Err(_) if name.ends_with("num_batches_tracked") => {}
-            Err(_) => wrong.push(format!("{name}: missing from the file, expected {:?}", var.dims())),
-            Ok(view) if view.shape() != var.dims() => wrong.push(format!(
+        let view = keys.get(name).map(|key| file.tensor(key)).transpose()?;
+        match view {
+            None if name.ends_with("num_batches_tracked") => {}
+            None => wrong.push(format!("{name}: missing from the file, expected {:?}", var.dims())),
+            Some(view) if view.shape() != var.dims() => wrong.push(format!(
                 "{name}: shape {:?} in the file, {:?} in the model",
                 view.shape(),
                 var.dims()
             )),
-            Ok(view) => match values(&view, var.dtype()) {
+            Some(view) => match values(&view, var.dtype()) {
                 Ok(tensor) => found.push((var, tensor)),
                 Err(error) => wrong.push(format!("{name}: {error}")),
             },
         }
     }
-    for name in file.names() {
+    for name in keys.keys() {
         if !targets.iter().any(|(target, _)| target == name) {
             wrong.push(format!("{name}: in the file but not in the model"));
         }
@@ -66,6 +72,21 @@ pub fn load(targets: &[&(String, Var)], path: &Path) -> Result<()> {
         var.set(&tensor)?;
     }
     Ok(())
+}
+
+/// The name in `BertForSequenceClassification` of a key of a published BERT; None for its pretraining heads and for the
+/// numbers of positions that some files hold.
+pub fn bert_name(key: &str) -> Option<String> {
+    if key.starts_with("cls.") || key.ends_with("position_ids") {
+        return None;
+    }
+    let key = match key.rsplit_once("LayerNorm.") {
+        Some((before, "gamma")) => format!("{before}LayerNorm.weight"),
+        Some((before, "beta")) => format!("{before}LayerNorm.bias"),
+        _ => key.to_string(),
+    };
+    let has_prefix = key.starts_with("bert.") || key.starts_with("classifier.");
+    Some(if has_prefix { key } else { format!("bert.{key}") })
 }
 
 fn values(view: &TensorView<'_>, wanted: DType) -> Result<Tensor> {

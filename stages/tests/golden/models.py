@@ -318,8 +318,8 @@ MODELS = {
     "bert": (lambda: Bert(60, 48, 2, 4, 80, 20, 3), sentences(4, 18, 60, 3)),
     "bertbase": (lambda: Bert(30522, 768, 12, 12, 3072, 512, 2), sentences(2, 16, 30522, 2), 48),
     "resnet10": (lambda: ResNet(Basic, [1] * 4, 20, 1, 3, 2), images("images", 4, 3, 65, 61, 2), 128),
-    "resnet50": (lambda: ResNet(Bottleneck, [3, 4, 6, 3], 64, 1, 3, 2), images("images", 8, 3, 64, 64, 2), 48, 2.0, 4),
-    "wideresnet50": (lambda: ResNet(Bottleneck, [3, 4, 6, 3], 64, 2, 3, 2), images("images", 8, 3, 64, 64, 2), 48, 2.0, 4),
+    "resnet50": (lambda: ResNet(Bottleneck, [3, 4, 6, 3], 64, 1, 3, 2), images("images", 8, 3, 64, 64, 2), 48),
+    "wideresnet50": (lambda: ResNet(Bottleneck, [3, 4, 6, 3], 64, 2, 3, 2), images("images", 8, 3, 64, 64, 2), 48),
 }
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+//! Every other model of images: parity with PyTorch's float64 (golden/models.py) and the published numbers of
+//! parameters.
+
+mod golden;
+
+use golden::{Limit, images, model};
+use stages::models::{self, ModelParams, Shape};
+use stages::nn::cpu::Cpu;
+use stages::rng::Stream;
+
+fn parity(golden: &str, params: &str, n: usize, shape: Shape, limit: Limit) {
+    let model = model(params, shape, Cpu::new(2).unwrap());
+    let (x, labels) = images("images", n, shape);
+    golden::check(golden, &model, &x, &labels, limit);
+}
+
+const TINY: Shape = Shape { classes: 3, channels: 3, height: 5, width: 4 };
+
+#[test]
+fn linear_equals_pytorch() {
+    parity("linear", r#"{"family":"linear"}"#, 4, TINY, Limit::Small);
+}
+
+#[test]
+fn mlp_equals_pytorch() {
+    parity("mlp", r#"{"family":"mlp"}"#, 4, TINY, Limit::Small);
+}
+
+#[test]
+fn resnet_10_equals_pytorch() {
+    let shape = Shape { classes: 2, channels: 3, height: 65, width: 61 };
+    parity("resnet10", r#"{"family":"resnet10","width":20}"#, 4, shape, Limit::Small);
+}
+
+const COLOUR: Shape = Shape { classes: 2, channels: 3, height: 64, width: 64 };
+
+#[test]
+fn resnet_50_equals_pytorch() {
+    parity("resnet50", r#"{"family":"resnet50"}"#, 8, COLOUR, Limit::Deep);
+}
+
+#[test]
+fn wide_resnet_50_equals_pytorch() {
+    parity("wideresnet50", r#"{"family":"wide-resnet50"}"#, 8, COLOUR, Limit::Deep);
+}
+
+/// The counts follow from the published architectures; ResNet-50's and the wide one's are torchvision's.
+#[test]
+fn numbers_of_parameters() {
+    let count = |params: &str, classes: usize, channels: usize| -> usize {
+        let params: ModelParams = serde_json::from_str(params).unwrap();
+        let shape = Shape { classes, channels, height: 32, width: 32 };
+        let model = models::build(&params, shape, Cpu::new(1).unwrap(), &mut |n| Stream::new(0, n, 0, 0));
+        model.unwrap().parameters().iter().map(|(_, var)| var.elem_count()).sum()
+    };
+    let cifar = |shortcut: &str| format!(r#"{{"family":"resnet-cifar","depth":32,"shortcut":"{shortcut}"}}"#);
+    assert_eq!(count(&cifar("A"), 10, 3), 464_154);
+    assert_eq!(count(&cifar("A"), 10, 1), 463_866);
+    assert_eq!(count(&cifar("B"), 10, 3), 466_906);
+    assert_eq!(count(&cifar("B"), 10, 1), 466_618);
+    assert_eq!(count(r#"{"family":"resnet50"}"#, 1000, 3), 25_557_032);
+    assert_eq!(count(r#"{"family":"resnet50"}"#, 2, 3), 23_512_130);
+    assert_eq!(count(r#"{"family":"wide-resnet50"}"#, 2, 3), 66_838_338);
+    let widths =
+        [(10, 121_932), (16, 309_714), (20, 482_662), (32, 1_230_754), (50, 2_997_652), (100, 11_965_302)];
+    for (width, n) in widths {
+        assert_eq!(count(&format!(r#"{{"family":"resnet10","width":{width}}}"#), 2, 3), n);
+    }
+}
