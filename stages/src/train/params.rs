@@ -137,9 +137,13 @@ impl Params {
             (DeviceName::Cpu, Precision::Bf16) => {
                 fail("dtype: bf16: there is no bf16 arithmetic on the cpu\nhint: set dtype: f32".into())
             }
-            (DeviceName::Cuda, _) if !cfg!(feature = "cuda") => fail(
+            (DeviceName::Cuda, _) if cfg!(feature = "cuda") => fail(
+                "device: cuda: the kernels of this program train on the CPU alone\nhint: set device: cpu"
+                    .into(),
+            ),
+            (DeviceName::Cuda, _) => fail(
                 "device: cuda: this program was built without CUDA\n\
-                 hint: set device: cpu, or build `stages` with --features cuda"
+                 hint: set device: cpu, for one run with -S device=cpu; training on CUDA is still to come"
                     .into(),
             ),
             _ => Ok(()),
