@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use rayon::prelude::*;
+use crate::mapped::Mapped;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A BLAKE3 digest of 32 bytes; shown, parsed and serialised as 64 lower-case hexadecimal digits.
@@ -168,10 +169,7 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; BLOCK]);
 }
 
-/// The digest of a file's bytes; follows a symlink. Large files are read and digested on all cores.
-///
-/// Reads instead of mapping: a mapped file that someone truncates meanwhile kills the process (SIGBUS), and reading
-/// into a buffer that stays in the cache is as fast (measured: benches/README.md).
+/// The digest of a file's bytes; follows a symlink. Large files are mapped and digested on all cores.
 pub fn file(path: &Path) -> io::Result<Digest> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
@@ -212,6 +210,7 @@ fn sequential(file: &File) -> io::Result<Digest> {
 
 fn parallel(file: &File, size: u64) -> io::Result<Digest> {
     let groups = size.div_ceil(GROUP) as usize;
+    let map = Mapped::new(file, size as usize);
     let values: Vec<ChainingValue> = (0..groups)
         .into_par_iter()
         .with_min_len(4)
@@ -220,21 +219,31 @@ fn parallel(file: &File, size: u64) -> io::Result<Digest> {
             let end = size.min(start + GROUP);
             let mut hasher = blake3::Hasher::new();
             hasher.set_input_offset(start);
-            BUFFER.with_borrow_mut(|buffer| {
-                let mut at = start;
-                while at < end {
-                    let block = BLOCK.min((end - at) as usize);
-                    // A file that became shorter is an error here, not a digest of something else.
-                    file.read_exact_at(&mut buffer[..block], at)?;
-                    hasher.update(&buffer[..block]);
-                    at += block as u64;
-                }
+            if let Ok(map) = &map {
+                map.with(start as usize, end as usize, |bytes| hasher.update(bytes).finalize_non_root())
+            } else {
+                update_by_reading(&mut hasher, file, start, end)?;
                 Ok(hasher.finalize_non_root())
-            })
+            }
         })
         .collect::<io::Result<_>>()?;
     let (left, right) = halves(&values);
     Ok(Digest(merge_subtrees_root(&merge(left), &merge(right), Mode::Hash).into()))
+}
+
+/// For what cannot be mapped: a file of some network file systems, say.
+fn update_by_reading(hasher: &mut blake3::Hasher, file: &File, start: u64, end: u64) -> io::Result<()> {
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut at = start;
+        while at < end {
+            let block = BLOCK.min((end - at) as usize);
+            // A file that became shorter is an error here, not a digest of something else.
+            file.read_exact_at(&mut buffer[..block], at)?;
+            hasher.update(&buffer[..block]);
+            at += block as u64;
+        }
+        Ok(())
+    })
 }
 
 /// BLAKE3's shape: the left subtree is the largest power of two that leaves something on the right.

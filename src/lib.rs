@@ -15,6 +15,7 @@ pub mod job;
 pub mod keys;
 pub mod lease;
 pub mod lock;
+pub mod mapped;
 pub mod orphan;
 pub mod parse;
 pub mod pattern;

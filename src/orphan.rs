@@ -36,6 +36,29 @@ fn holds(process: &Path, lock: &fs::Metadata) -> bool {
         .any(|meta| (meta.dev(), meta.ino()) == (lock.dev(), lock.ino()))
 }
 
+/// Waits, for a second at most, until no process of the group runs: a signal is sent at once and obeyed a moment later,
+/// and until then its process may still write. The dead that nobody has buried count as gone.
+pub fn wait_for_group(group: u32) {
+    for _ in 0..200 {
+        // SAFETY: a plain system call; signal 0 only asks whether there is such a group.
+        if unsafe { libc::kill(-(group as i32), 0) } != 0 || !runs(group) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+fn runs(group: u32) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let pids = processes.flatten().filter(|p| p.file_name().as_encoded_bytes()[0].is_ascii_digit());
+    pids.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok()).any(|stat| {
+        // `pid (name) state parent group …`; the name may hold anything, brackets and spaces too.
+        let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let state = fields.next();
+        fields.nth(1) == Some(group.to_string().as_str()) && !matches!(state, Some("Z" | "X"))
+    })
+}
+
 /// Makes this process the parent of whatever its descendants leave behind, so that [`end_adopted`] can find it.
 pub fn adopt() {
     // SAFETY: plain numbers; a kernel that does not know the option only says so.

@@ -181,6 +181,7 @@ fn attend(
     // The first process is a zombie until `wait`: its number, and so its group's, cannot be another's yet.
     signal_group(child, libc::SIGKILL);
     let status = child.wait();
+    crate::orphan::wait_for_group(child.id());
     if let Some(mark) = &job.mark {
         crate::orphan::end_adopted(mark);
     }
