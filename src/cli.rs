@@ -147,6 +147,9 @@ pub enum Command {
         /// Stages
         #[arg(required = true)]
         targets: Vec<String>,
+        /// A folder with the files that sources would download
+        #[arg(long, value_name = "DIR", env = "ITPIPE_MIRROR")]
+        mirror: Option<PathBuf>,
     },
     /// The store
     #[command(subcommand)]

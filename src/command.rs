@@ -26,7 +26,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Validate => validate(global),
         Command::Doctor => inspect::doctor(global),
         Command::Accept { stage, reason } => keep::accept(global, &stage, &reason),
-        Command::Verify { targets } => keep::verify(global, &targets),
+        Command::Verify { targets, mirror } => keep::verify(global, &targets, mirror.as_deref()),
         Command::Cache(CacheCommand::Ls) => keep::list(global),
         Command::Cache(CacheCommand::Verify) => keep::verify_store(global),
         Command::Cache(CacheCommand::Gc { dry_run }) => keep::gc(global, dry_run),

@@ -100,7 +100,10 @@ mod tests {
         let mut path = tempfile::NamedTempFile::new().unwrap();
         io::Write::write_all(&mut path, &vec![7u8; 1 << 20]).unwrap();
         let map = Mapped::new(path.as_file(), 1 << 20).unwrap();
-        assert_eq!(map.with(0, 1 << 20, |bytes| bytes.iter().map(|&b| u64::from(b)).sum::<u64>()).unwrap(), 7 << 20);
+        assert_eq!(
+            map.with(0, 1 << 20, |bytes| bytes.iter().map(|&b| u64::from(b)).sum::<u64>()).unwrap(),
+            7 << 20
+        );
         let sum = map.with(0, 1 << 20, |bytes| {
             path.as_file().set_len(5000).unwrap();
             bytes.iter().map(|&b| u64::from(b)).sum::<u64>()

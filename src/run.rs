@@ -4,7 +4,7 @@
 pub mod attempt;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -73,10 +73,8 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
     });
     let keys = Keys::build(&session, &wanted, &mut emit)?;
     keys.check(&wanted)?;
-    let mirror = args.mirror.as_ref().map(|dir| {
-        std::fs::canonicalize(dir).map_err(|e| Error::input(format!("--mirror {}: {e}", dir.display())))
-    });
-    let reach = Reach { root: session.root.clone(), mirror: mirror.transpose()?, offline: args.offline };
+    let reach =
+        Reach { root: session.root.clone(), mirror: mirror(args.mirror.as_deref())?, offline: args.offline };
     let n = session.pipeline.stages.len();
     let mut run = Run {
         session: &session,
@@ -104,6 +102,17 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
     // What was recorded before an error stands in the lock too.
     let code = run.finish(start)?;
     ended.map(|()| code)
+}
+
+/// The folder of `--mirror`, whole.
+///
+/// # Errors
+/// It is not there.
+pub fn mirror(dir: Option<&Path>) -> Result<Option<PathBuf>, Error> {
+    let found = |dir: &Path| {
+        std::fs::canonicalize(dir).map_err(|e| Error::input(format!("--mirror {}: {e}", dir.display())))
+    };
+    dir.map(found).transpose()
 }
 
 fn reads_provenance(session: &Session, id: StageId) -> bool {
@@ -495,13 +504,12 @@ impl<'a> Run<'a> {
             && before.tree != made.tree
             && action::must_be_equal(of.kind.repeatable)
         {
-            let text = format!(
-                "{}: its kind promises the same bytes each time, and this run made other ones than before ({} and {})",
-                of.name,
+            return Err(Error::input(format!(
+                "a kind that is repeatable: bits made other bytes for the same key ({} before, {} now): nothing is \
+                 recorded\n  hint: find what it does not declare, or say repeatable: statistical",
                 before.tree.short(),
                 made.tree.short()
-            );
-            self.emit(Event::Warning { text });
+            )));
         }
         let manifest = session.store.put_manifest(&keyed.manifest.lines)?;
         let result = ActionResult {

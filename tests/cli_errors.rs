@@ -139,7 +139,12 @@ fn a_missing_program() {
     let repo = Repo::new(&format!("{yaml}  good: {{ shell: 'echo 1 > $out/x' }}\n"));
     let out = repo.run();
     assert_eq!(out.code, 1, "{}", out.stderr);
-    assert!(out.stderr.contains("no-such-program-at-all"), "{}", out.stderr);
+    assert!(
+        out.stderr.contains("pipeline.yaml:3:3: no-such-program-at-all: cannot be started"),
+        "{}",
+        out.stderr
+    );
+    assert!(out.stderr.contains("hint: a program that the pipeline builds stands under programs:"));
     assert!(out.stderr.contains("c: run: no/script"), "{}", out.stderr);
     assert_eq!(out.ran(), ["good"], "what does not depend on a failure runs");
     nothing_recorded(&repo, "\"a\"");

@@ -287,6 +287,20 @@ fn a_damaged_blob_is_found_set_aside_and_made_again() {
 }
 
 #[test]
+fn other_bytes_for_a_key_whose_kind_promises_the_same_are_an_error() {
+    let random = "head -c 8 /dev/urandom | od -An -tx1 > $out/x";
+    let repo = Repo::new(&format!("stages:\n  a: {{ shell: '{random}' }}\n"));
+    repo.run().good();
+    let path = repo.blobs().into_iter().find(|p| fs::metadata(p).is_ok_and(|m| m.len() == 25)).unwrap();
+    fs::remove_file(path).unwrap();
+    let out = repo.run().bad(1, "a kind that is repeatable: bits made other bytes for the same key");
+    assert!(out.stderr.contains("hint: find what it does not declare, or say repeatable: statistical"));
+    // The way out is to say what is true: another key.
+    repo.pipeline(&format!("stages:\n  a: {{ shell: '{random}', repeatable: statistical }}\n"));
+    repo.run().good();
+}
+
+#[test]
 fn cache_verify_reads_every_blob() {
     let repo = Repo::new(CHAIN);
     repo.run().good();

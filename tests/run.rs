@@ -376,6 +376,13 @@ fn a_published_folder_is_kept_as_the_output() {
 }
 
 #[test]
+fn the_file_beside_a_publication_is_ours() {
+    let repo = Repo::new("stages: { r: { shell: 'echo > $out/run.json', publish: reports/r } }\n");
+    repo.run().bad(1, "out/run.json: itpipe writes a file of this name");
+    assert!(!repo.exists("reports"));
+}
+
+#[test]
 fn two_stages_cannot_be_published_to_one_place() {
     let repo = Repo::new(
         "stages:\n  a: { shell: 'echo > $out/x', publish: p }\n  b: { shell: 'echo > $out/x', publish: p }\n",

@@ -1,6 +1,7 @@
 //! Commands that look after results and the store: accept, verify, cache. Know the session and one action at a time.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +78,7 @@ pub fn accept(global: &Global, stage: &str, reason: &str) -> Result<u8, Error> {
 }
 
 /// Runs stages again beside their results and compares.
-pub fn verify(global: &Global, targets: &[String]) -> Result<u8, Error> {
+pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let stages = session.select(targets)?;
     let keys = built(&session, &session.graph.upstream(&stages), global)?;
@@ -85,7 +86,7 @@ pub fn verify(global: &Global, targets: &[String]) -> Result<u8, Error> {
     let confined = sandbox::available();
     // SAFETY: a plain system call.
     let root = unsafe { libc::geteuid() } == 0;
-    let reach = Reach { root: session.root.clone(), ..Reach::default() };
+    let reach = Reach { root: session.root.clone(), mirror: crate::run::mirror(mirror)?, offline: false };
     let secrets = action::secrets();
     let bench = Bench {
         store: &session.store,

@@ -15,6 +15,7 @@ use crate::job::{self, Folder, JobError, Reach};
 use crate::keys::Keyed;
 use crate::lease::Lease;
 use crate::pipeline::{Promise, Stage};
+use crate::publish::RUN_FILE;
 use crate::stat_cache::StatCache;
 
 /// How often a stage that says "checkpointed, run me again" is run again by one run.
@@ -202,7 +203,12 @@ impl Attempt<'_> {
                 let seconds = self.stage.kind.timeout.unwrap_or(0);
                 return Err(fail(format!("ran longer than its timeout of {seconds} s"), true));
             }
-            End::NotStarted(why) => return Err(fail(why.clone(), false)),
+            End::NotStarted(why) => {
+                let hint = "a program that the pipeline builds stands under programs:, a file of the repository is written \
+                            ./path, anything else must be on the PATH";
+                let place = &self.stage.kind.location;
+                return Err(fail(format!("{place}: {why}\n  hint: {hint}"), false));
+            }
         }
         let modified = before.changed();
         if !modified.is_empty() {
@@ -215,6 +221,10 @@ impl Attempt<'_> {
         }
         if fs::read_dir(&out).is_ok_and(|mut entries| entries.next().is_none()) {
             return Err(fail("exited 0 without writing anything into out".into(), false));
+        }
+        if self.stage.publish.is_some() && out.join(RUN_FILE).exists() {
+            let why = format!("out/{RUN_FILE}: itpipe writes a file of this name beside what it publishes");
+            return Err(fail(format!("{why}\n  hint: give the stage's own file another name"), false));
         }
         let files = match self.stage.kind.fixed {
             true => promised(&out, self.stage).map_err(|error| fail(error, false))?,
