@@ -16,10 +16,14 @@ pub mod cifar10;
 pub mod decode;
 pub mod fashion_mnist;
 pub mod indices;
+pub mod multinli;
 pub mod packed;
 pub mod parquet;
 pub mod resize;
 pub mod waterbirds;
+
+/// The sets of pairs of texts that prepare knows.
+pub const TEXTS: &[&TextSet] = &[&multinli::SET];
 
 /// The sets of images that prepare knows.
 pub const SETS: &[&Set] = &[&fashion_mnist::SET, &cifar10::SET, &celeba::SET, &waterbirds::SET];
@@ -57,6 +61,28 @@ impl Set {
     pub fn n_attributes(&self) -> u32 {
         self.attribute.as_ref().map_or(1, |attribute| attribute.names.len() as u32)
     }
+}
+
+/// What is known of a set of labelled pairs of texts.
+pub struct TextSet {
+    /// The word in `params.dataset`.
+    pub name: &'static str,
+    /// Its Parquet files, in the order of the metadata's rows.
+    pub files: &'static [&'static str],
+    /// The table of labels, attributes and splits, one row a pair: the columns of group DRO's preparation.
+    pub metadata: &'static str,
+    /// The columns of the first and the second text.
+    pub texts: [&'static str; 2],
+    /// The column of the label, and the label that each of its numbers stands for.
+    pub label: (&'static str, &'static [u32]),
+    /// The names of the labels.
+    pub classes: &'static [&'static str],
+    /// Whether a second text has the attribute.
+    pub attribute: fn(&str) -> bool,
+    /// The names of the attribute's two values.
+    pub attributes: [&'static str; 2],
+    /// Published examples of each group, in the order train, validation, test.
+    pub counts: [&'static [u64]; 3],
 }
 
 /// A column of small whole numbers: `first` stands for the value 0, `first + step` for 1, ….
@@ -151,12 +177,21 @@ pub struct Meta {
     pub exact: bool,
     /// How far they are from it; every number computed from a variant that is not exact carries this text.
     pub note: String,
-    /// Height in pixels.
+    /// Height in pixels; 0 for text.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub height: usize,
-    /// Width in pixels.
+    /// Width in pixels; 0 for text.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub width: usize,
-    /// 1 or 3.
+    /// 1 or 3; 0 for text.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub channels: usize,
+    /// How many tokens a text has, padding included; `None` for images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequence: Option<usize>,
+    /// How many different tokens its tokenizer knows; `None` for images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<usize>,
     /// The names of the labels.
     pub classes: Vec<String>,
     /// The names of the attribute's values; one name where the set has no attribute.
@@ -165,10 +200,16 @@ pub struct Meta {
     pub n_attributes: u32,
     /// Examples per group.
     pub counts: Counts,
-    /// The published normalisation: mean of each channel, of pixels in 0..1.
+    /// The published normalisation: mean of each channel, of pixels in 0..1; empty for text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mean: Vec<f64>,
     /// Its standard deviation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub std: Vec<f64>,
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 /// The number of a split in the arrays.
@@ -194,13 +235,30 @@ impl Split {
     }
 }
 
-/// A prepared set, its images mapped into memory.
+/// A text as a network reads it, padded with `[PAD]` to the set's length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tokens<'a> {
+    /// The tokens' numbers, padding included.
+    pub ids: &'a [u32],
+    /// 0 for the first text of a pair (with its `[CLS]` and `[SEP]`) and for padding, 1 for the second.
+    pub types: &'a [u8],
+    /// How many are no padding: the attention mask is 1 below it.
+    pub length: usize,
+}
+
+/// Where the inputs lie in the mapped file.
+enum Inputs {
+    /// `length` bytes an example.
+    Images { start: usize, length: usize },
+    /// `sequence` words of four bytes, and as many bytes, an example.
+    Texts { ids: usize, types: usize, sequence: usize, lengths: Vec<u32> },
+}
+
+/// A prepared set, its inputs mapped into memory.
 pub struct Examples {
     meta: Meta,
     map: Mmap,
-    /// Where the images start in the map.
-    images: usize,
-    image_length: usize,
+    inputs: Inputs,
     labels: Vec<u32>,
     attributes: Vec<u32>,
     splits: Vec<u32>,
@@ -224,27 +282,46 @@ impl Examples {
         let tensors = SafeTensors::deserialize(&map).map_err(|e| bad(format!("not safetensors: {e}")))?;
         let labels = u32s(&tensors, "label")?;
         let (attributes, splits) = (u32s(&tensors, "attribute")?, u32s(&tensors, "split")?);
-        let image = tensors.tensor("image").map_err(|e| bad(format!("image: {e}")))?;
-        let shape = [labels.len(), meta.height, meta.width, meta.channels];
-        if image.dtype() != Dtype::U8 || image.shape() != shape {
-            let found = (image.dtype(), image.shape());
-            return Err(bad(format!("image: u8 of shape {shape:?} is expected, found {found:?}")));
-        }
-        let images = image.data().as_ptr() as usize - map.as_ptr() as usize;
-        for (name, values, end) in [
+        let start = |name: &str, dtype: Dtype, shape: &[usize]| -> Result<usize> {
+            let tensor = tensors.tensor(name).map_err(|e| bad(format!("{name}: {e}")))?;
+            let found = (tensor.dtype(), tensor.shape());
+            if found != (dtype, shape) {
+                return Err(bad(format!("{name}: {:?} is expected, found {found:?}", (dtype, shape))));
+            }
+            Ok(tensor.data().as_ptr() as usize - map.as_ptr() as usize)
+        };
+        let n = labels.len();
+        let inputs = match meta.sequence {
+            None => Inputs::Images {
+                start: start("image", Dtype::U8, &[n, meta.height, meta.width, meta.channels])?,
+                length: meta.height * meta.width * meta.channels,
+            },
+            Some(sequence) => {
+                let ids = start("input_ids", Dtype::U32, &[n, sequence])?;
+                if !ids.is_multiple_of(size_of::<u32>()) {
+                    return Err(bad("input_ids: not at a multiple of four bytes"));
+                }
+                let types = start("token_type_ids", Dtype::U8, &[n, sequence])?;
+                Inputs::Texts { ids, types, sequence, lengths: u32s(&tensors, "length")? }
+            }
+        };
+        let mut columns = vec![
             ("label", &labels, meta.classes.len() as u32),
             ("attribute", &attributes, meta.n_attributes),
             ("split", &splits, 3),
-        ] {
-            if values.len() != labels.len() {
-                return Err(bad(format!("{name}: {} values for {} labels", values.len(), labels.len())));
+        ];
+        if let Inputs::Texts { sequence, lengths, .. } = &inputs {
+            columns.push(("length", lengths, *sequence as u32 + 1));
+        }
+        for (name, values, end) in columns {
+            if values.len() != n {
+                return Err(bad(format!("{name}: {} values for {n} labels", values.len())));
             }
             if let Some(row) = values.iter().position(|&v| v >= end) {
                 return Err(bad(format!("{name}: row {row}: {} is not below {end}", values[row])));
             }
         }
-        let image_length = meta.height * meta.width * meta.channels;
-        Ok(Self { meta, map, images, image_length, labels, attributes, splits })
+        Ok(Self { meta, map, inputs, labels, attributes, splits })
     }
 
     /// How many examples there are, in all splits.
@@ -257,10 +334,29 @@ impl Examples {
         &self.meta
     }
 
-    /// The pixels of an example: height · width · channels bytes, channels last. Panics where `i >= n()`.
+    /// Whether the examples are texts, not images.
+    pub fn is_text(&self) -> bool {
+        matches!(self.inputs, Inputs::Texts { .. })
+    }
+
+    /// The pixels of an example: height · width · channels bytes, channels last. Panics where `i >= n()`, and for text.
     pub fn image(&self, i: usize) -> &[u8] {
         assert!(i < self.n(), "example {i} of {}", self.n());
-        &self.map[self.images + i * self.image_length..][..self.image_length]
+        let Inputs::Images { start, length } = self.inputs else { panic!("{} is text", self.meta.dataset) };
+        &self.map[start + i * length..][..length]
+    }
+
+    /// The tokens of an example. Panics where `i >= n()`, and for images.
+    pub fn tokens(&self, i: usize) -> Tokens<'_> {
+        assert!(i < self.n(), "example {i} of {}", self.n());
+        let Inputs::Texts { ids, types, sequence, lengths } = &self.inputs else {
+            panic!("{} is a set of images", self.meta.dataset)
+        };
+        let bytes = &self.map[ids + i * sequence * 4..][..sequence * 4];
+        // SAFETY: every four bytes are a u32; `map` has checked where they start.
+        let (_, words, _) = unsafe { bytes.align_to::<u32>() };
+        let types = &self.map[types + i * sequence..][..*sequence];
+        Tokens { ids: words, types, length: lengths[i] as usize }
     }
 
     /// The label of each example.

@@ -14,14 +14,17 @@ use serde_json::Value;
 use crate::data::decode::decode;
 use crate::data::packed::Packed;
 use crate::data::parquet::Table;
-use crate::data::{Counts, Field, Meta, SETS, Set, Split, SplitFiles, group};
+use crate::data::{Counts, Field, Meta, SETS, Set, Split, SplitFiles, TEXTS, group};
 use crate::job::{Job, bad, progress, write_json};
+
+mod text;
+pub mod tokens;
 
 /// The params of prepare.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Params {
-    /// A set of [`SETS`].
+    /// A set of [`SETS`] or [`TEXTS`].
     dataset: String,
     /// Which form of it the files are: `hub`, `mirror`, `bundled`.
     variant: String,
@@ -33,6 +36,9 @@ struct Params {
     /// What to expect of a variant that is not exact.
     #[serde(default)]
     counts: Option<ExpectedParams>,
+    /// Of texts: tokens of a pair, padding included; 128 without it.
+    #[serde(default)]
+    sequence: Option<usize>,
 }
 
 /// Expected examples per group: a number for all, or a list.
@@ -47,35 +53,42 @@ struct ExpectedParams {
     test: Value,
 }
 
-/// Reads input `files`, writes `examples.safetensors` and `meta.json`.
+/// Reads input `files` (texts: and `tokenizer`), writes `examples.safetensors` and `meta.json`.
 ///
 /// Errors: `BadInput` with file and row for what cannot be read or does not fit, with both tables where the counts
 /// differ from the expected ones, with both digests where the content does.
 pub fn run(job: Job) -> Result<()> {
     let params: Params = job.params()?;
+    if let Some(set) = TEXTS.iter().find(|set| set.name == params.dataset) {
+        return text::prepare(set, &params, &job);
+    }
     let Some(set) = SETS.iter().find(|set| set.name == params.dataset) else {
-        let known: Vec<&str> = SETS.iter().map(|set| set.name).collect();
+        let known = SETS.iter().map(|set| set.name).chain(TEXTS.iter().map(|set| set.name));
+        let known: Vec<&str> = known.collect();
         return Err(bad(format!(
             "params.dataset: `{}` is unknown (there are: {})",
             params.dataset,
             known.join(", ")
         )));
     };
+    if params.sequence.is_some() {
+        return Err(bad(format!("params.sequence: {} is a set of images", set.name)));
+    }
     prepare(set, &params, &job.input("files")?, job.out())
 }
 
 impl Params {
     /// What to expect of a split; `None`: anything.
-    fn expected(&self, set: &Set, published: &SplitFiles) -> Result<Option<Vec<u64>>> {
-        let exact = self.exact.then(|| published.counts.to_vec());
+    fn expected(&self, set: &str, split: Split, published: &[u64]) -> Result<Option<Vec<u64>>> {
+        let exact = self.exact.then(|| published.to_vec());
         let Some(counts) = &self.counts else { return Ok(exact) };
-        let name = published.split.name();
-        let value = match published.split {
+        let name = split.name();
+        let value = match split {
             Split::Train => &counts.train,
             Split::Validation => &counts.validation,
             Split::Test => &counts.test,
         };
-        let groups = published.counts.len();
+        let groups = published.len();
         let list = match value {
             Value::Null => return Ok(exact),
             Value::Number(_) => vec![value.clone(); groups],
@@ -87,8 +100,7 @@ impl Params {
             numbers.ok_or_else(|| bad(format!("params.counts.{name}: whole numbers are expected")))?;
         if exact.is_some_and(|exact| exact != numbers) {
             return Err(bad(format!(
-                "params.counts.{name}: not the published counts of {}, but `exact` is true",
-                set.name
+                "params.counts.{name}: not the published counts of {set}, but `exact` is true"
             )));
         }
         Ok(Some(numbers))
@@ -134,7 +146,9 @@ fn prepare(set: &Set, params: &Params, files: &Path, out: &Path) -> Result<()> {
         for row in rows.clone() {
             found[group(labels[row], attributes[row], set.n_attributes()) as usize] += 1;
         }
-        check_counts(set, published.split, params.expected(set, published)?.as_deref(), &found)?;
+        let expected = params.expected(set.name, published.split, published.counts)?;
+        let attributes = set.attribute.as_ref().map_or(&[""][..], |attribute| attribute.names);
+        tally(set.name, published.split, set.label.names, attributes, expected.as_deref(), &found)?;
         match published.split {
             Split::Train => counts.train = found,
             Split::Validation => counts.validation = found,
@@ -174,6 +188,8 @@ fn prepare(set: &Set, params: &Params, files: &Path, out: &Path) -> Result<()> {
         height: set.height,
         width: set.width,
         channels: set.channels,
+        sequence: None,
+        vocabulary: None,
         classes: words(set.label.names),
         attributes: words(set.attribute.as_ref().map_or(&["none"], |attribute| attribute.names)),
         n_attributes: set.n_attributes(),
@@ -248,18 +264,25 @@ fn read_images(
 }
 
 /// Compares the counts of a split; an error shows both tables.
-fn check_counts(set: &Set, split: Split, expected: Option<&[u64]>, found: &[u64]) -> Result<()> {
+fn tally(
+    set: &str,
+    split: Split,
+    classes: &[&str],
+    attributes: &[&str],
+    expected: Option<&[u64]>,
+    found: &[u64],
+) -> Result<()> {
     let Some(expected) = expected.filter(|expected| *expected != found) else { return Ok(()) };
-    let mut table = format!("{}: {}: the counts differ\n", set.name, split.name());
-    let _ = writeln!(table, "  {:<24} {:>9} {:>9}", "group", "expected", "found");
+    let mut table = format!("{set}: {}: the counts differ\n", split.name());
+    let name = |g: usize| match attributes {
+        [_] => format!("{g} {}", classes[g]),
+        _ => format!("{g} {}, {}", classes[g / attributes.len()], attributes[g % attributes.len()]),
+    };
+    let width = (0..expected.len()).map(|g| name(g).len()).max().unwrap_or(0).max(24);
+    let _ = writeln!(table, "  {:<width$} {:>9} {:>9}", "group", "expected", "found");
     for (g, (expected, found)) in expected.iter().zip(found).enumerate() {
-        let n_attributes = set.n_attributes() as usize;
-        let mut name = set.label.names[g / n_attributes].to_string();
-        if let Some(attribute) = &set.attribute {
-            name += &format!(", {}", attribute.names[g % n_attributes]);
-        }
         let mark = if expected == found { "" } else { "  <-" };
-        let _ = writeln!(table, "  {:<24} {expected:>9} {found:>9}{mark}", format!("{g} {name}"));
+        let _ = writeln!(table, "  {:<width$} {expected:>9} {found:>9}{mark}", name(g));
     }
     table.push_str(
         "hint: these are not the files that this variant describes; choose the variant that they are",

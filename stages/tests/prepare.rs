@@ -190,7 +190,7 @@ fn unknown_params_are_refused() {
     let (_folder, done) = prepared(&good(1), &good(1), params("fashion-minst"));
     assert_eq!(
         done.unwrap_err().to_string(),
-        "params.dataset: `fashion-minst` is unknown (there are: fashion-mnist, cifar10, celeba, waterbirds)"
+        "params.dataset: `fashion-minst` is unknown (there are: fashion-mnist, cifar10, celeba, waterbirds, multinli)"
     );
 }
 

@@ -135,3 +135,32 @@ pub fn mirror(test: &str) -> Option<PathBuf> {
     }
     mirror
 }
+
+/// Writes pairs of texts with MultiNLI's columns that matter, two rows to a row group; no text: a null.
+pub fn write_pairs(path: &Path, rows: &[(Option<&str>, &str, i64)]) {
+    let schema = "message schema { optional binary premise (UTF8); optional binary hypothesis (UTF8); \
+                  optional binary genre (UTF8); optional int64 label; }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let properties = Arc::new(WriterProperties::builder().build());
+    let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
+    for rows in rows.chunks(2) {
+        let mut out = writer.next_row_group().unwrap();
+        let first: Vec<ByteArray> = rows.iter().filter_map(|r| r.0).map(ByteArray::from).collect();
+        let levels: Vec<i16> = rows.iter().map(|r| i16::from(r.0.is_some())).collect();
+        let second: Vec<ByteArray> = rows.iter().map(|r| ByteArray::from(r.1)).collect();
+        let genre = vec![ByteArray::from("fiction"); rows.len()];
+        let ones = vec![1; rows.len()];
+        for (values, levels) in [(&first, &levels), (&second, &ones), (&genre, &ones)] {
+            let mut column = out.next_column().unwrap().unwrap();
+            column.typed::<ByteArrayType>().write_batch(values, Some(levels), None).unwrap();
+            column.close().unwrap();
+        }
+        let labels: Vec<i64> = rows.iter().map(|r| r.2).collect();
+        let mut column = out.next_column().unwrap().unwrap();
+        column.typed::<Int64Type>().write_batch(&labels, Some(&ones), None).unwrap();
+        column.close().unwrap();
+        out.close().unwrap();
+    }
+    writer.close().unwrap();
+}
