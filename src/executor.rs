@@ -1,6 +1,7 @@
 //! What it means to run a job: a command in a folder, its log, how it ended. Knows no key, no store, no schedule.
 
 pub mod local;
+mod reaper;
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -29,8 +30,9 @@ pub struct Job {
     pub timeout: Option<Duration>,
     /// How long it may take to write a checkpoint after SIGTERM.
     pub grace: Duration,
-    /// A descriptor that every process of the job inherits: whoever holds it is part of the job.
-    pub lease: Option<RawFd>,
+    /// Descriptors that every process of the job inherits: the locks of what the job holds, its lease first. Whoever
+    /// has them open is part of the job.
+    pub holds: Vec<RawFd>,
     /// A variable of `env`, as `NAME=value`, that no other job has: it tells processes that left the group.
     pub mark: Option<String>,
 }

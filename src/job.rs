@@ -18,14 +18,8 @@ const VERSION: u32 = 1;
 
 /// Variables of ours that every stage sees. They can change where a tool is found and which device it uses, and are
 /// not part of a key.
-const INHERITED: [&str; 6] = [
-    "PATH",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "NVIDIA_VISIBLE_DEVICES",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-];
+const INHERITED: [&str; 5] =
+    ["PATH", "LD_LIBRARY_PATH", "NVIDIA_VISIBLE_DEVICES", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 /// What sources see besides: the way to the network and to the Hub. A source is checked against its promises.
 const NETWORK: [&str; 13] = [
     "HF_HUB_OFFLINE",
@@ -262,6 +256,8 @@ pub fn environment(
     let fixed = [
         ("HOME", tmp.join("home").to_string_lossy().into_owned()),
         ("TMPDIR", tmp.to_string_lossy().into_owned()),
+        // A stage that asks for no GPU sees none; one that does is told which.
+        (crate::device::VISIBLE, String::new()),
         ("LANG", "C.UTF-8".into()),
         ("TZ", "UTC".into()),
         ("RAYON_NUM_THREADS", threads.clone()),

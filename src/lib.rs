@@ -5,6 +5,7 @@ pub mod cas;
 pub mod cli;
 pub mod code;
 pub mod command;
+pub mod device;
 pub mod digest;
 pub mod error;
 pub mod event;

@@ -223,10 +223,13 @@ pub struct Kind {
     pub code: Vec<String>,
     /// What two runs of one action have in common.
     pub repeatable: Repeatable,
-    /// The pool that a run takes from.
+    /// The pool in whose queue a run waits.
     pub pool: String,
-    /// How much of the pool a run takes, and `threads` of the job.
+    /// How much of the pool `cpu` a run takes, and `threads` of the job.
     pub threads: u32,
+    /// What a run takes from pools, in thousandths; what is not said is 1 of its own pool, or `threads` where that is
+    /// `cpu`.
+    pub resources: BTreeMap<String, u32>,
     /// Environment variables that the stage sees and whose values enter the key.
     pub env: Vec<String>,
     /// A source: its result is promised by `Stage::files`.

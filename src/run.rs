@@ -6,8 +6,8 @@ pub mod attempt;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
@@ -15,19 +15,20 @@ use rayon::prelude::*;
 use crate::action;
 use crate::cas::Link;
 use crate::cli::{Global, RunArgs};
+use crate::device::{self, Devices};
 use crate::error::Error;
 use crate::event::{self, Event, Summary, View};
-use crate::executor::{Control, local::Local};
+use crate::executor::{self, Control, Executor, Job, Update, local::Local};
 use crate::job::{Folder, Reach};
 use crate::keys::{Keyed, Keys, Output};
 use crate::lease::{self, Acquired, Lease};
 use crate::lock::{self, Locked};
-use crate::pipeline::{Input, Source, StageId};
+use crate::pipeline::{Input, Kind, Source, StageId};
 use crate::progress;
 use crate::publish::{self, Ran, RunFile};
 use crate::results::ActionResult;
 use crate::sandbox;
-use crate::schedule::{Entry, Schedule, State, Step};
+use crate::schedule::{Entry, GPU, Schedule, State, Step, WHOLE};
 use crate::session::Session;
 use crate::why::{self, Found};
 
@@ -85,6 +86,8 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         controls: HashMap::new(),
         broken: HashMap::new(),
         elsewhere: Vec::new(),
+        without_gpu: BTreeSet::new(),
+        gpus: device::names(),
         views,
         publishes,
         reach,
@@ -122,7 +125,8 @@ fn reads_provenance(session: &Session, id: StageId) -> bool {
 /// The capacities of the pools.
 pub fn pools(session: &Session) -> BTreeMap<String, u32> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-    let mut pools = BTreeMap::from([("cpu".into(), cores), ("network".into(), 4), ("gpu".into(), 1)]);
+    let gpus = device::names().len() as u32;
+    let mut pools = BTreeMap::from([("cpu".into(), cores), ("network".into(), 4), (GPU.into(), gpus)]);
     pools.extend(session.pipeline.pools.clone());
     pools
 }
@@ -136,10 +140,18 @@ fn schedule(session: &Session, wanted: &[StageId]) -> Schedule {
             wanted: wanted.contains(&id),
             upstream: session.graph.inputs_of(id).iter().map(|id| id.index()).collect(),
             pool: stage.kind.pool.clone(),
-            weight: stage.kind.threads,
+            needs: needs(&stage.kind),
         })
         .collect();
     Schedule::new(&entries, &pools(session))
+}
+
+/// What a stage of a kind takes from the pools, in thousandths.
+fn needs(kind: &Kind) -> BTreeMap<String, u32> {
+    let mut needs = kind.resources.clone();
+    let own = if kind.pool == "cpu" { kind.threads.saturating_mul(WHOLE) } else { WHOLE };
+    needs.entry(kind.pool.clone()).or_insert(own);
+    needs
 }
 
 /// Where each wanted stage is published; two to one place are an error.
@@ -204,8 +216,12 @@ struct Run<'a> {
     controls: HashMap<usize, Arc<Control>>,
     /// Stages whose recorded result cannot be served: why.
     broken: HashMap<usize, String>,
-    /// Stages that another run makes.
+    /// Stages that another run makes, or whose GPU another run holds.
     elsewhere: Vec<usize>,
+    /// Stages of which the user knows that they wait for a GPU.
+    without_gpu: BTreeSet<usize>,
+    /// The names of the GPUs, by their place in the pool.
+    gpus: Vec<String>,
     views: Vec<Box<dyn View>>,
     publishes: BTreeMap<StageId, PathBuf>,
     reach: Reach,
@@ -245,7 +261,7 @@ impl<'a> Run<'a> {
         let confined = sandbox::available();
         // SAFETY: a plain system call.
         let root = unsafe { libc::geteuid() } == 0;
-        let executor = Local { sandbox: confined };
+        let executor = Lazy(OnceLock::new(), confined);
         let bench = Bench {
             store: &session.store,
             stat: &session.stat,
@@ -348,6 +364,24 @@ impl<'a> Run<'a> {
                 return None;
             }
         };
+        let devices = match self.devices(stage) {
+            Ok(Some(devices)) => devices,
+            Ok(None) => {
+                drop(lease);
+                // Looked at again as one that another run makes: both wait for that run.
+                self.schedule.apply(stage, Step::Held);
+                self.elsewhere.push(stage);
+                if self.without_gpu.insert(stage) {
+                    let text = format!("{}: waits for a GPU that another run holds", self.name(stage));
+                    self.emit(Event::Warning { text });
+                }
+                return None;
+            }
+            Err(error) => {
+                self.fail(stage, format!("its GPU cannot be locked: {error}"), Vec::new(), 0.0, false);
+                return None;
+            }
+        };
         let control = match Control::new() {
             Ok(control) => Arc::new(control),
             Err(error) => {
@@ -365,7 +399,28 @@ impl<'a> Run<'a> {
         self.controls.insert(stage, control.clone());
         self.emit(Event::Started { stage: of.name.clone(), key: keyed.key.to_string(), cause, resumed });
         let argv = self.keys.command(&of.kind);
-        Some(Attempt { stage: of, keyed: AttemptKey::from(&*keyed), argv, lease, control })
+        Some(Attempt { stage: of, keyed: AttemptKey::from(&*keyed), argv, lease, devices, control })
+    }
+
+    /// Holds the devices that the schedule has room on and no other run holds; none where there are too few now.
+    fn devices(&mut self, stage: usize) -> std::io::Result<Option<Devices>> {
+        let share = self.schedule.share(stage);
+        let mut elsewhere = Vec::new();
+        while let Some(places) = self.schedule.place(stage, &elsewhere) {
+            if places.is_empty() {
+                return Ok(Some(Devices::default()));
+            }
+            let name = |place: &usize| self.gpus.get(*place).cloned().unwrap_or_else(|| place.to_string());
+            let names: Vec<String> = places.iter().map(name).collect();
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            if let Some(devices) = Devices::take(&names, share)? {
+                self.schedule.give(stage, places);
+                return Ok(Some(devices));
+            }
+            // One of several is the one that is held; without the first, all are tried in turn.
+            elsewhere.push(places[0]);
+        }
+        Ok(None)
     }
 
     /// The lease of an action; none when another run holds it or has just made its result.
@@ -665,6 +720,15 @@ impl<'a> Run<'a> {
         let update = lock::Update { profile, results, stages: Some(stages), sources: self.sources.clone() };
         lock::Lock::update(&session.root.join("pipeline.lock"), &update).map_err(Error::environment)?;
         Ok(())
+    }
+}
+
+/// The executor of this machine, made when the first stage starts: a run with nothing to do starts no process.
+struct Lazy(OnceLock<Local>, bool);
+
+impl Executor for Lazy {
+    fn run(&self, job: &Job, control: &Control, update: &mut dyn FnMut(Update)) -> executor::Outcome {
+        self.0.get_or_init(|| Local::new(self.1)).run(job, control, update)
     }
 }
 

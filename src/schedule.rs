@@ -74,18 +74,44 @@ pub struct Entry {
     pub wanted: bool,
     /// Indices of the stages it reads, once each.
     pub upstream: Vec<usize>,
-    /// The pool it takes from.
+    /// The pool in whose queue it waits.
     pub pool: String,
-    /// How much it takes; more than the capacity counts as the whole pool.
-    pub weight: u32,
+    /// How much it takes of each pool, in thousandths; more than the capacity counts as the whole pool.
+    pub needs: BTreeMap<String, u32>,
 }
+
+/// The pool whose places are devices, and the one whose capacity each device has for itself.
+pub const GPU: &str = "gpu";
+pub const GPU_MEMORY: &str = "gpu-memory";
+/// One of a pool.
+pub const WHOLE: u32 = 1000;
 
 #[derive(Debug)]
 struct Pool {
     capacity: u32,
     used: u32,
     /// Longest way to the end first, then declared order.
-    queue: BinaryHeap<(u32, std::cmp::Reverse<usize>)>,
+    queue: BinaryHeap<Place>,
+}
+
+type Place = (u32, std::cmp::Reverse<usize>);
+
+/// A GPU: what is free of it, in thousandths, and of its memory, where that has a capacity.
+#[derive(Clone, Debug)]
+struct Device {
+    free: u32,
+    memory: Option<u32>,
+}
+
+/// What a stage takes while it runs.
+#[derive(Clone, Debug, Default)]
+struct Needs {
+    /// Pools by index, its own first.
+    pools: Vec<(usize, u32)>,
+    gpu: u32,
+    memory: u32,
+    /// The devices that it was given.
+    devices: Vec<usize>,
 }
 
 /// The states of all stages and what may start.
@@ -95,9 +121,9 @@ pub struct Schedule {
     dependents: Vec<Vec<usize>>,
     open: Vec<usize>,
     height: Vec<u32>,
-    pool_of: Vec<usize>,
-    weight: Vec<u32>,
+    needs: Vec<Needs>,
     pools: Vec<Pool>,
+    devices: Vec<Device>,
     ready: VecDeque<usize>,
     unfinished: usize,
     running: usize,
@@ -112,27 +138,43 @@ impl Schedule {
         for (i, entry) in entries.iter().enumerate().filter(|(_, e)| e.wanted) {
             entry.upstream.iter().for_each(|&u| dependents[u].push(i));
         }
+        let capacity = |name: &str| capacities.get(name).copied().unwrap_or(1).max(1);
+        let memory = capacities.get(GPU_MEMORY).map(|gib| gib.saturating_mul(WHOLE));
         let mut names: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut pools = Vec::new();
-        let mut pool_of = Vec::with_capacity(n);
+        let mut pools: Vec<Pool> = Vec::new();
+        let mut needs = Vec::with_capacity(n);
         for entry in entries {
-            let index = *names.entry(&entry.pool).or_insert_with(|| {
-                let capacity = capacities.get(&entry.pool).copied().unwrap_or(1).max(1);
-                pools.push(Pool { capacity, used: 0, queue: BinaryHeap::new() });
-                pools.len() - 1
-            });
-            pool_of.push(index);
+            let mut of = Needs::default();
+            let own = entry.needs.get_key_value(&entry.pool);
+            let others = entry.needs.iter().filter(|(name, _)| **name != entry.pool);
+            for (name, amount) in own.into_iter().chain(others) {
+                if name == GPU_MEMORY {
+                    of.memory = memory.map_or(0, |memory| memory.min(*amount));
+                    continue;
+                }
+                let index = *names.entry(name).or_insert_with(|| {
+                    let capacity = capacity(name).saturating_mul(WHOLE);
+                    pools.push(Pool { capacity, used: 0, queue: BinaryHeap::new() });
+                    pools.len() - 1
+                });
+                let mut amount = (*amount).clamp(1, pools[index].capacity);
+                if name == GPU {
+                    // A share of one device, or some whole ones.
+                    amount = if amount > WHOLE { amount.next_multiple_of(WHOLE) } else { amount };
+                    of.gpu = amount;
+                }
+                of.pools.push((index, amount));
+            }
+            needs.push(of);
         }
-        let weight =
-            entries.iter().zip(&pool_of).map(|(e, &p)| e.weight.clamp(1, pools[p].capacity)).collect();
         let mut schedule = Schedule {
             states: entries.iter().map(|e| if e.wanted { State::Waiting } else { State::Unwanted }).collect(),
             open: entries.iter().map(|e| e.upstream.len()).collect(),
             height: heights(entries, &dependents),
             dependents,
-            pool_of,
-            weight,
+            needs,
             pools,
+            devices: vec![Device { free: WHOLE, memory }; capacity(GPU) as usize],
             ready: VecDeque::new(),
             unfinished: entries.iter().filter(|e| e.wanted).count(),
             running: 0,
@@ -168,21 +210,57 @@ impl Schedule {
 
     /// A stage that has room to run, if there is one; it must be answered with `Start`, `Hit`, `Held` or `Fail`.
     pub fn next_start(&mut self) -> Option<usize> {
-        for pool in &mut self.pools {
-            while let Some(&(_, std::cmp::Reverse(stage))) = pool.queue.peek() {
-                if self.states[stage] != State::Queued {
-                    pool.queue.pop();
-                    continue;
-                }
-                // The head of a queue waits for its room: a later, lighter stage would starve it.
-                if pool.used + self.weight[stage] > pool.capacity {
-                    break;
-                }
+        let mut heads: Vec<(Place, usize)> = Vec::new();
+        for (index, pool) in self.pools.iter_mut().enumerate() {
+            while let Some(&(_, std::cmp::Reverse(stage))) = pool.queue.peek()
+                && self.states[stage] != State::Queued
+            {
                 pool.queue.pop();
+            }
+            heads.extend(pool.queue.peek().map(|&place| (place, index)));
+        }
+        heads.sort_unstable_by(|a, b| b.cmp(a));
+        // What the head of a queue waits for is kept for it: later, lighter stages would starve it.
+        let mut kept: Vec<usize> = Vec::new();
+        for ((_, std::cmp::Reverse(stage)), queue) in heads {
+            let needs = &self.needs[stage];
+            let room = |&(pool, amount): &(usize, u32)| {
+                !kept.contains(&pool) && self.pools[pool].used + amount <= self.pools[pool].capacity
+            };
+            if needs.pools.iter().all(room) && self.place(stage, &[]).is_some() {
+                self.pools[queue].queue.pop();
                 return Some(stage);
             }
+            kept.extend(needs.pools.iter().map(|(pool, _)| *pool));
         }
         None
+    }
+
+    /// Devices with room for a stage, but for those in `not`; none where it must wait, an empty list where it needs none.
+    /// The fullest that has room is taken, so that whole ones stay whole.
+    pub fn place(&self, stage: usize, not: &[usize]) -> Option<Vec<usize>> {
+        let needs = &self.needs[stage];
+        let share = needs.gpu.min(WHOLE);
+        let wanted = needs.gpu.div_ceil(WHOLE) as usize;
+        let room = |device: &Device| {
+            device.free >= share && device.memory.is_none_or(|memory| memory >= needs.memory)
+        };
+        let mut fit: Vec<usize> =
+            (0..self.devices.len()).filter(|i| !not.contains(i) && room(&self.devices[*i])).collect();
+        fit.sort_by_key(|i| self.devices[*i].free);
+        fit.truncate(wanted);
+        fit.sort_unstable();
+        (fit.len() == wanted).then_some(fit)
+    }
+
+    /// How much of each of its devices a stage takes, in thousandths.
+    pub fn share(&self, stage: usize) -> u32 {
+        self.needs[stage].gpu.min(WHOLE)
+    }
+
+    /// Gives devices to a stage that is about to be answered with `Start`.
+    pub fn give(&mut self, stage: usize, devices: Vec<usize>) {
+        self.needs[stage].devices = devices;
     }
 
     /// The only place where a state changes. Returns the stages that will not run because of this step, in order.
@@ -202,17 +280,25 @@ impl Schedule {
             (Ready | Queued | Elsewhere | Running | Waiting, Step::Interrupt) => Interrupted,
             (from, step) => unreachable!("stage {stage}: {step:?} while {from:?}"),
         };
-        let pool = &mut self.pools[self.pool_of[stage]];
-        if from == Running {
-            pool.used -= self.weight[stage];
-            self.running -= 1;
+        if from == Running || to == Running {
+            let needs = &self.needs[stage];
+            let (gpu, memory) = (needs.gpu.min(WHOLE), needs.memory);
+            for &(pool, amount) in &needs.pools {
+                let used = &mut self.pools[pool].used;
+                *used = if to == Running { *used + amount } else { *used - amount };
+            }
+            for &device in &needs.devices {
+                let device = &mut self.devices[device];
+                let left = |free: u32, taken| if to == Running { free - taken } else { free + taken };
+                device.free = left(device.free, gpu);
+                device.memory = device.memory.map(|free| left(free, memory));
+            }
+            self.running = if to == Running { self.running + 1 } else { self.running - 1 };
         }
-        if to == Running {
-            pool.used += self.weight[stage];
-            self.running += 1;
-        }
-        if to == Queued {
-            pool.queue.push((self.height[stage], std::cmp::Reverse(stage)));
+        if to == Queued
+            && let Some(&(own, _)) = self.needs[stage].pools.first()
+        {
+            self.pools[own].queue.push((self.height[stage], std::cmp::Reverse(stage)));
         }
         self.states[stage] = to;
         if !to.is_final() {

@@ -64,7 +64,7 @@ fn half_an_output_is_never_taken_when_all_is_killed() {
 
 #[test]
 fn a_stage_whose_itpipe_was_killed_is_ended_and_never_joined() {
-    // The child ignores what it can, and its parent is gone: only the lock that it holds tells of it.
+    // The child left its group and ignores what it can: only the lock that it holds tells of it.
     let repo = Repo::new("stages: {}\n");
     repo.pipeline(
         r#"
@@ -78,7 +78,7 @@ stages:
         esac
         exit 0
       fi
-      sh -c 'trap "" TERM HUP INT; echo $$ > $0; while :; do echo half >> $1/x; sleep 0.02; done' $scratch/child $out &
+      setsid sh -c 'trap "" TERM HUP INT; echo $$ > $0; while :; do echo half >> $1/x; sleep 0.02; done' $scratch/child $out &
       sleep 30
 "#,
     );
@@ -99,12 +99,16 @@ stages:
 
 #[test]
 fn the_processes_of_a_killed_itpipe_die_with_it() {
-    let repo = Repo::new("stages:\n  a: { shell: 'echo $$ > $scratch/pid; exec sleep 60' }\n");
-    let running = repo.spawn(&["run"]);
-    let pid: i32 = scratch(&repo, "pid").trim().parse().unwrap();
-    running.signal(libc::SIGKILL);
-    running.wait();
-    wait_until("the stage is dead", || !alive(pid));
+    for script in
+        ["echo $$ > $scratch/pid; exec sleep 60", "sh -c \"echo \\$\\$ > $scratch/pid; sleep 60\"; true"]
+    {
+        let repo = Repo::new(&format!("stages:\n  a: {{ shell: '{script}' }}\n"));
+        let running = repo.spawn(&["run"]);
+        let pid: i32 = scratch(&repo, "pid").trim().parse().unwrap();
+        running.signal(libc::SIGKILL);
+        running.wait();
+        wait_until("the stage is dead", || !alive(pid));
+    }
 }
 
 #[test]

@@ -466,3 +466,63 @@ fn accept_verify_diff_and_show_tell_one_story() {
     assert!(repo.itpipe(&["diff", "a", "a"]).good().stdout.contains("no difference"));
     assert_eq!(repo.itpipe(&["diff", "a", "b"]).code, 1);
 }
+
+#[test]
+fn a_stage_is_told_its_gpu_and_none_is_held_beyond_its_whole() {
+    let train = "sleep 0.3; echo $CUDA_VISIBLE_DEVICES > $out/x";
+    let mut yaml = "pools: { cpu: 8, gpu-memory: 24 }\nkinds:\n".to_string();
+    yaml +=
+        &format!("  half: {{ shell: '{train}', pool: gpu, resources: {{ gpu: 0.5, gpu-memory: 10 }} }}\n");
+    yaml += &format!("  whole: {{ shell: '{train}', pool: gpu }}\n");
+    yaml += "stages:\n  none: { shell: 'echo \"[${{CUDA_VISIBLE_DEVICES-}}]\" > $out/x' }\n";
+    for i in 0..4 {
+        yaml += &format!("  half{i}: {{ kind: half, params: {{ i: {i} }} }}\n");
+    }
+    yaml += "  whole4: { kind: whole, params: { i: 4 } }\n";
+    let repo = Repo::new(&yaml);
+    let locks = tempfile::tempdir().unwrap();
+    let gpus = |command: &mut std::process::Command| {
+        command.env("CUDA_VISIBLE_DEVICES", "5,GPU-7").env("TMPDIR", locks.path());
+    };
+    let out = repo.with(&["run"], gpus).good();
+    assert_eq!(out.ran().len(), 6);
+    assert_eq!(repo.output("none", "x"), "[]\n");
+    let mut halves: Vec<String> = (0..4).map(|i| repo.output(&format!("half{i}"), "x")).collect();
+    halves.sort();
+    assert_eq!(halves, ["5\n", "5\n", "GPU-7\n", "GPU-7\n"]);
+    assert!(["5\n", "GPU-7\n"].contains(&repo.output("whole4", "x").as_str()));
+    repo.pipeline(&yaml.replace("gpu: 0.5", "gpu: none"));
+    repo.with(&["plan"], gpus).bad(2, "kinds.half.resources.gpu: expected a number, found the text 'none'");
+    repo.pipeline(&yaml.replace("gpu: 0.5", "gpus: 1"));
+    repo.with(&["plan"], gpus).bad(2, "there is no pool 'gpus'\n  hint: did you mean 'gpu'?");
+}
+
+#[test]
+fn two_runs_share_the_gpus_and_a_killed_holder_frees_its_own() {
+    let stage = |name: &str, sleep: &str| {
+        format!(
+            "stages:\n  {name}: {{ shell: 'echo $CUDA_VISIBLE_DEVICES > $out/x; sleep {sleep}', pool: gpu }}\n"
+        )
+    };
+    let (one, two) = (Repo::new(&stage("long", "100")), Repo::new(&stage("short", "0")));
+    let locks = tempfile::tempdir().unwrap();
+    let gpu = |command: &mut std::process::Command| {
+        command.env("CUDA_VISIBLE_DEVICES", "0").env("TMPDIR", locks.path());
+    };
+    let mut first = one.command(&["run"]);
+    gpu(&mut first);
+    let mut first = first.stderr(std::process::Stdio::null()).spawn().unwrap();
+    support::wait_until("the GPU is held", || locks.path().read_dir().unwrap().next().is_some());
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let mut second = two.command(&["run"]);
+    gpu(&mut second);
+    let second = second.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    assert!(!two.exists("pipeline.lock"), "the second run waits");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let out = second.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success() && text.contains("short: waits for a GPU that another run holds"), "{text}");
+    assert_eq!(two.output("short", "x"), "0\n");
+}

@@ -12,6 +12,7 @@ fn kind() -> Kind {
         code: vec!["src".into()],
         repeatable: Repeatable::Bits,
         pool: "cpu".into(),
+        resources: BTreeMap::new(),
         threads: 1,
         env: vec!["A".into()],
         fixed: false,

@@ -10,6 +10,7 @@ use super::{built, inspect, print};
 use crate::action;
 use crate::cas::Link;
 use crate::cli::Global;
+use crate::device::Devices;
 use crate::digest::Encoder;
 use crate::error::Error;
 use crate::executor::{Control, local::Local};
@@ -91,7 +92,7 @@ pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Res
     let bench = Bench {
         store: &session.store,
         stat: &session.stat,
-        executor: &Local { sandbox: confined },
+        executor: &Local::new(confined),
         reach: &reach,
         link: if confined || !root { Link::Auto } else { Link::Copy },
         secrets: &secrets,
@@ -121,6 +122,7 @@ pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Res
             keyed: AttemptKey { key: beside, ..AttemptKey::from(&keyed) },
             argv: keys.command(&stage.kind),
             lease,
+            devices: Devices::default(),
             control: Arc::new(Control::new().map_err(|e| Error::environment(format!("descriptors: {e}")))?),
         };
         let (outcome, seconds, lease) = attempt.perform(&bench, &mut |_| {});

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use super::reaper::{self, Reaper};
 use super::{Control, End, Executor, Job, Outcome, Update};
 use crate::sandbox::{self, Sandbox};
 
@@ -20,10 +21,12 @@ const LONGEST_LINE: usize = 64 << 10;
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Runs jobs on this machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Local {
     /// Whether jobs are confined to their writable folders.
-    pub sandbox: bool,
+    sandbox: bool,
+    /// Ends them should we be killed; where there is none, only their first processes die with us.
+    reaper: Option<Reaper>,
 }
 
 impl Executor for Local {
@@ -38,7 +41,7 @@ impl Executor for Local {
         let end = match self.spawn(job) {
             Ok((mut child, pipe)) => {
                 update(Update::Started { group: child.id() });
-                attend(job, control, &mut child, pipe, &mut log, update)
+                attend(job, control, &mut child, self.reaper.as_ref(), pipe, &mut log, update)
             }
             Err(error) => End::NotStarted(format!("{}: cannot be started: {error}", job.argv[0])),
         };
@@ -48,6 +51,11 @@ impl Executor for Local {
 }
 
 impl Local {
+    /// `sandbox`: whether jobs are confined to their writable folders.
+    pub fn new(sandbox: bool) -> Local {
+        Local { sandbox, reaper: Reaper::start().ok() }
+    }
+
     fn spawn(&self, job: &Job) -> io::Result<(Child, File)> {
         let writable: Vec<&Path> = job.writable.iter().map(|p| p.as_path()).collect();
         let sandbox = if self.sandbox { Sandbox::new(&writable)? } else { None };
@@ -57,7 +65,8 @@ impl Local {
         command.env_clear().envs(job.env.iter().map(|(k, v)| (k, v)));
         command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).process_group(0);
         let rules = sandbox.as_ref().map(Sandbox::descriptor);
-        let (lease, parent) = (job.lease, std::process::id());
+        let told = self.reaper.as_ref().map(Reaper::descriptor);
+        let (holds, parent) = (job.holds.clone(), std::process::id());
         // SAFETY: only system calls between fork and exec.
         unsafe {
             command.pre_exec(move || {
@@ -68,9 +77,10 @@ impl Local {
                 if libc::getppid() as u32 != parent {
                     libc::_exit(127);
                 }
-                if let Some(fd) = lease
-                    && libc::fcntl(fd, libc::F_SETFD, 0) != 0
-                {
+                if let Some(pipe) = told {
+                    reaper::tell(pipe, libc::getpid());
+                }
+                if holds.iter().any(|&fd| libc::fcntl(fd, libc::F_SETFD, 0) != 0) {
                     return Err(io::Error::last_os_error());
                 }
                 rules.map_or(Ok(()), sandbox::enter)
@@ -130,6 +140,7 @@ fn attend(
     job: &Job,
     control: &Control,
     child: &mut Child,
+    reaper: Option<&Reaper>,
     mut pipe: File,
     log: &mut Log,
     update: &mut dyn FnMut(Update),
@@ -138,6 +149,7 @@ fn attend(
         Ok(fd) => fd,
         Err(error) => {
             signal_group(child, libc::SIGKILL);
+            reaper.inspect(|reaper| reaper.ended(child.id()));
             let _ = child.wait();
             return End::NotStarted(format!("cannot be waited for: {error}"));
         }
@@ -180,6 +192,7 @@ fn attend(
     }
     // The first process is a zombie until `wait`: its number, and so its group's, cannot be another's yet.
     signal_group(child, libc::SIGKILL);
+    reaper.inspect(|reaper| reaper.ended(child.id()));
     let status = child.wait();
     crate::orphan::wait_for_group(child.id());
     if let Some(mark) = &job.mark {
@@ -341,12 +354,12 @@ mod tests {
             secrets: vec!["s3cret-token".into()],
             timeout: None,
             grace: Duration::from_millis(300),
-            lease: None,
+            holds: Vec::new(),
             mark: None,
         };
         change(&mut job);
         let mut updates = Vec::new();
-        let outcome = Local { sandbox: true }.run(&job, &Control::new().unwrap(), &mut |u| updates.push(u));
+        let outcome = Local::new(true).run(&job, &Control::new().unwrap(), &mut |u| updates.push(u));
         let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
         (outcome, log, updates)
     }

@@ -124,6 +124,23 @@ pub fn whole(node: &Node, min: i64, max: i64, path: &Path, sink: &mut Sink) -> O
     }
 }
 
+/// How much of a pool: a number above 0, of which thousandths count. Returns thousandths.
+pub fn amount(node: &Node, path: &Path, sink: &mut Sink) -> Option<u32> {
+    let number = match node.data {
+        Data::Int(v) => v as f64,
+        Data::Float(v) => v,
+        _ => {
+            wrong(node, "a number", path, sink);
+            return None;
+        }
+    };
+    if !(0.001..=1e6).contains(&number) {
+        sink.error(node.at, path, format!("expected a number from 0.001 to 1000000, found {number}"));
+        return None;
+    }
+    Some((number * 1000.0).round() as u32)
+}
+
 pub fn list<'n>(node: &'n Node, expected: &str, path: &Path, sink: &mut Sink) -> Option<&'n [Node]> {
     match &node.data {
         Data::List(list) => Some(list),

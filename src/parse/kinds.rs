@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use super::expression::{Scope, evaluate, text_of};
 use super::fields::{self, Fields};
-use super::report::{Path, Problem, Shown, Sink, nearest, suggest};
+use super::report::{At, Path, Problem, Shown, Sink, nearest, suggest};
 use super::yaml::{Data, Key, Node};
 use crate::pipeline::{Command, Kind, Program, Repeatable};
 
 /// Pools that exist without being declared.
-pub const POOLS: [&str; 3] = ["cpu", "gpu", "network"];
+pub const POOLS: [&str; 4] = ["cpu", "gpu", "gpu-memory", "network"];
 
 /// The fields that say what is run; a stage has them only where it names no kind.
 pub const OWN_FIELDS: [&str; 7] = ["run", "shell", "identity", "code", "env", "fixed", "rehearse"];
 /// The fields that a stage may override.
-pub const SHARED_FIELDS: [&str; 5] = ["repeatable", "pool", "threads", "timeout", "retries"];
+pub const SHARED_FIELDS: [&str; 6] = ["repeatable", "pool", "threads", "resources", "timeout", "retries"];
 
 /// A day is long; a year says that something is mistyped.
 const MAX_TIMEOUT: i64 = 366 * 86_400;
@@ -172,6 +172,7 @@ pub fn kind(
         repeatable: Repeatable::Bits,
         pool: "cpu".to_owned(),
         threads: 1,
+        resources: BTreeMap::new(),
         env: env.flatten().unwrap_or_default(),
         fixed: fixed.unwrap_or(false),
         rehearse: rehearse.unwrap_or(false),
@@ -206,16 +207,17 @@ pub fn overridden(
             "timeout" => kind.timeout = whole(1, MAX_TIMEOUT).map(|n| n as u64),
             "pool" => {
                 if let Some(pool) = fields::text(&node, &path, sink) {
-                    if !POOLS.contains(&pool) && !known.pools.contains_key(pool) {
-                        let pools = POOLS.into_iter().chain(known.pools.keys().map(String::as_str));
-                        let hint = match nearest(pool, pools) {
-                            Some(near) => format!("did you mean '{near}'?"),
-                            None => "declare it under pools, with its capacity".to_owned(),
-                        };
-                        let message = format!("there is no pool '{}'", Shown(pool));
-                        sink.report(node.at, &path, Problem::hinted(message, hint));
-                    }
+                    check_pool(pool, node.at, known, &path, sink);
                     kind.pool = pool.to_owned();
+                }
+            }
+            "resources" => {
+                for (key, node) in fields::map(&node, &path, sink).unwrap_or_default() {
+                    let path = path.key(&key.text);
+                    check_pool(&key.text, key.at, known, &path, sink);
+                    if let Some(amount) = fields::amount(node, &path, sink) {
+                        kind.resources.insert(key.text.clone(), amount);
+                    }
                 }
             }
             _ => match fields::text(&node, &path, sink) {
@@ -234,6 +236,18 @@ pub fn overridden(
         }
     }
     kind
+}
+
+fn check_pool(pool: &str, at: At, known: &Known, path: &Path, sink: &mut Sink) {
+    if POOLS.contains(&pool) || known.pools.contains_key(pool) {
+        return;
+    }
+    let pools = POOLS.into_iter().chain(known.pools.keys().map(String::as_str));
+    let hint = match nearest(pool, pools) {
+        Some(near) => format!("did you mean '{near}'?"),
+        None => "declare it under pools, with its capacity".to_owned(),
+    };
+    sink.report(at, path, Problem::hinted(format!("there is no pool '{}'", Shown(pool)), hint));
 }
 
 /// Word 0 is a program of the pipeline, a name to be found on PATH, or `./path` in the repository.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use sha2::{Digest as _, Sha256};
 
 use crate::cas::{Link, Store};
+use crate::device::Devices;
 use crate::digest::Digest;
 use crate::executor::{Control, End, Executor, Job, Update};
 use crate::job::{self, Folder, JobError, Reach};
@@ -38,6 +39,8 @@ pub struct Attempt<'a> {
     pub keyed: AttemptKey,
     pub argv: Vec<String>,
     pub lease: Lease,
+    /// The GPUs that it may use.
+    pub devices: Devices,
     pub control: Arc<Control>,
 }
 
@@ -168,6 +171,8 @@ impl Attempt<'_> {
         )?;
         let env = job::environment(&folder, self.stage, &self.keyed.env, &self.keyed.inputs)
             .map_err(Stop::because)?;
+        let mut env = env;
+        env.extend(self.devices.env());
         let job = Job {
             argv: self.argv.clone(),
             env,
@@ -178,7 +183,7 @@ impl Attempt<'_> {
             secrets: bench.secrets.to_vec(),
             timeout: self.stage.kind.timeout.map(Duration::from_secs),
             grace: bench.grace,
-            lease: Some(self.lease.descriptor()),
+            holds: [self.lease.descriptor()].into_iter().chain(self.devices.descriptors()).collect(),
             mark: Some(format!("TMPDIR={}", folder.tmp().display())),
         };
         let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);

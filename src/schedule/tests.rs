@@ -1,7 +1,11 @@
 use super::*;
 
 fn entry(upstream: &[usize]) -> Entry {
-    Entry { wanted: true, upstream: upstream.to_vec(), pool: "cpu".into(), weight: 1 }
+    Entry { wanted: true, upstream: upstream.to_vec(), pool: "cpu".into(), needs: need("cpu", 1) }
+}
+
+fn need(pool: &str, n: u32) -> BTreeMap<String, u32> {
+    BTreeMap::from([(pool.to_string(), n * WHOLE)])
 }
 
 fn cpu(n: u32) -> BTreeMap<String, u32> {
@@ -29,7 +33,7 @@ fn a_failure_stops_only_what_follows_it() {
 #[test]
 fn a_pool_is_never_overdrawn_and_a_heavy_stage_gets_all_of_it() {
     let mut entries = vec![entry(&[]), entry(&[]), entry(&[])];
-    entries[1].weight = 9;
+    entries[1].needs = need("cpu", 9);
     let mut s = Schedule::new(&entries, &cpu(2));
     while let Some(i) = s.next_check() {
         s.apply(i, Step::Miss);
@@ -77,9 +81,13 @@ impl Random {
 /// results upstream, as a key is; the returned text is what a lock would hold.
 fn simulate(entries: &[Entry], fails: &[bool], hits: &[bool], seed: u64) -> (String, usize) {
     let mut random = Random(seed);
-    let mut s = Schedule::new(entries, &BTreeMap::from([("cpu".into(), 3), ("gpu".into(), 1)]));
+    let mut s = Schedule::new(
+        entries,
+        &BTreeMap::from([("cpu".into(), 3), ("gpu".into(), 2), ("gpu-memory".into(), 24)]),
+    );
     let mut results: Vec<Option<u64>> = vec![None; entries.len()];
     let (mut running, mut ran) = (Vec::new(), 0);
+    let mut on: Vec<Vec<usize>> = vec![Vec::new(); entries.len()];
     while !s.is_finished() {
         while let Some(i) = s.next_check() {
             let inputs = entries[i].upstream.iter().map(|&u| results[u].expect("upstream is done"));
@@ -88,14 +96,24 @@ fn simulate(entries: &[Entry], fails: &[bool], hits: &[bool], seed: u64) -> (Str
             s.apply(i, if hits[i] { Step::Hit } else { Step::Miss });
         }
         while let Some(i) = s.next_start() {
+            let devices = s.place(i, &[]).expect("a stage that may start has a place");
+            on[i] = devices.clone();
+            s.give(i, devices);
             s.apply(i, Step::Start);
             ran += 1;
             running.push(i);
         }
-        let used = |pool: &str| -> u32 {
-            running.iter().filter(|&&i| entries[i].pool == pool).map(|&i| entries[i].weight).sum()
-        };
-        assert!(used("cpu") <= 3 && used("gpu") <= 1);
+        let need = |i: usize, pool: &str| entries[i].needs.get(pool).copied().unwrap_or(0);
+        let used = |pool: &str| -> u32 { running.iter().map(|&i| need(i, pool)).sum() };
+        assert!(used("cpu") <= 3 * WHOLE && used("gpu") <= 2 * WHOLE);
+        for device in 0..2 {
+            let there = || running.iter().filter(|&&i| on[i].contains(&device));
+            assert!(there().map(|&i| need(i, "gpu").min(WHOLE)).sum::<u32>() <= WHOLE);
+            assert!(there().map(|&i| need(i, "gpu-memory")).sum::<u32>() <= 24 * WHOLE);
+        }
+        for &i in &running {
+            assert_eq!(on[i].len() as u32, need(i, "gpu").div_ceil(WHOLE));
+        }
         if !running.is_empty() {
             let i = running.swap_remove(random.below(running.len()));
             if fails[i] {
@@ -123,10 +141,14 @@ fn the_order_of_completions_changes_neither_results_nor_what_ran() {
                     (0..random.below(4)).filter(|_| i > 0).map(|_| random.below(i)).collect();
                 upstream.sort_unstable();
                 upstream.dedup();
-                let gpu = random.below(4) == 0;
-                let (pool, weight) =
-                    if gpu { ("gpu".into(), 1) } else { ("cpu".into(), 1 + random.below(3) as u32) };
-                Entry { wanted: true, upstream, pool, weight }
+                let mut needs = need("cpu", 1 + random.below(3) as u32);
+                let gpu = random.below(3) == 0;
+                if gpu {
+                    needs.insert("gpu".into(), [300, 500, 1000, 2000][random.below(4)]);
+                    needs.insert("gpu-memory".into(), [4000, 10000, 24000][random.below(3)]);
+                }
+                let pool = if gpu { "gpu".into() } else { "cpu".into() };
+                Entry { wanted: true, upstream, pool, needs }
             })
             .collect();
         let fails: Vec<bool> = (0..n).map(|_| random.below(12) == 0).collect();
@@ -136,4 +158,34 @@ fn the_order_of_completions_changes_neither_results_nor_what_ran() {
             assert_eq!(simulate(&entries, &fails, &hits, seed * 7919), first, "graph {graph}, seed {seed}");
         }
     }
+}
+
+#[test]
+fn shares_are_packed_so_that_whole_devices_stay_whole() {
+    let gpu = |amount: u32, memory: u32| Entry {
+        wanted: true,
+        upstream: Vec::new(),
+        pool: "gpu".into(),
+        needs: BTreeMap::from([("gpu".into(), amount), ("gpu-memory".into(), memory)]),
+    };
+    let entries = [gpu(250, 8000), gpu(500, 8000), gpu(250, 20_000), gpu(1000, 1), gpu(3000, 0)];
+    let mut s = Schedule::new(&entries, &BTreeMap::from([("gpu".into(), 3), ("gpu-memory".into(), 24)]));
+    while let Some(i) = s.next_check() {
+        s.apply(i, Step::Miss);
+    }
+    let mut placed = Vec::new();
+    while let Some(i) = s.next_start() {
+        let devices = s.place(i, &[]).unwrap();
+        placed.push((i, devices.clone()));
+        s.give(i, devices);
+        s.apply(i, Step::Start);
+    }
+    // The third has no room in the memory of the first device; the last waits for all three.
+    assert_eq!(placed, [(0, vec![0]), (1, vec![0]), (2, vec![1]), (3, vec![2])]);
+    assert_eq!((s.place(3, &[]), s.place(1, &[])), (None, None), "no device has the room, or the memory");
+    for (i, _) in placed {
+        s.apply(i, Step::Done);
+    }
+    assert_eq!(s.place(1, &[0]), Some(vec![1]), "a device that another run holds is passed over");
+    assert_eq!((s.next_start(), s.place(4, &[])), (Some(4), Some(vec![0, 1, 2])));
 }
