@@ -1,5 +1,5 @@
-//! Batches of a training: which examples an epoch visits in which order, augmentation and normalisation of their pixels.
-//! Knows arrays and seeds; knows no model and no loss.
+//! Batches of a training: which examples an epoch visits in which order, and what the model is given of them. Knows
+//! arrays and seeds; knows no loss, and of a model only whether it reads images or text.
 //!
 //! A batch is a function of (seed, epoch, place in the epoch) alone, so a resumed training and one that prepares its
 //! batches on another thread see the same ones.
@@ -12,7 +12,9 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Examples, Meta};
+use crate::job::bad;
 use crate::method::Sampler;
+use crate::models::{ModelParams, Shape};
 use crate::rng::Stream;
 
 /// How many batches are prepared ahead.
@@ -29,6 +31,88 @@ pub enum Augment {
     None,
     /// Zero-padded by 4, cropped back at a random place, mirrored with probability 1/2 (Cao et al. 2019's code).
     CropFlip,
+}
+
+/// From packed rows to what a model reads.
+pub enum Inputs {
+    /// [N, H, W, C], float32, normalised.
+    Images(Pixels),
+    /// [N, 3, length], u32: tokens, segments and mask, as `Bert::features` wants them.
+    Texts,
+}
+
+impl Inputs {
+    /// Of a data set's rows for a model, and the shape that the model must have.
+    ///
+    /// Errors: `BadInput` for a model that cannot read them.
+    pub fn new(meta: &Meta, model: &ModelParams) -> Result<(Inputs, Shape)> {
+        let shape = Shape {
+            classes: meta.classes.len(),
+            channels: meta.channels,
+            height: meta.height,
+            width: meta.width,
+        };
+        let (Some(sequence), ModelParams::Bert { sizes }) = (meta.sequence, model) else {
+            let (reads, are, cure) = match meta.sequence {
+                Some(_) => ("images", "texts", "bert"),
+                None if matches!(model, ModelParams::Bert { .. }) => ("texts", "images", "resnet-cifar"),
+                None => return Ok((Inputs::Images(Pixels::new(meta)), shape)),
+            };
+            let set = &meta.dataset;
+            return Err(bad(format!(
+                "params.model.family: reads {reads}, but the examples of {set} are {are}\nhint: set family: {cure}, say"
+            )));
+        };
+        if sequence > sizes.positions {
+            return Err(bad(format!(
+                "params.model.sizes.positions: {}: the texts have {sequence} tokens\nhint: prepare them with a smaller \
+                 sequence",
+                sizes.positions
+            )));
+        }
+        if let Some(vocabulary) = meta.vocabulary.filter(|&n| n > sizes.vocabulary) {
+            return Err(bad(format!(
+                "params.model.sizes.vocabulary: {}: the texts' tokenizer knows {vocabulary} tokens\nhint: take the \
+                 tokenizer that belongs to the model",
+                sizes.vocabulary
+            )));
+        }
+        Ok((Inputs::Texts, shape))
+    }
+
+    /// The given rows, untouched.
+    pub fn tensor(&self, examples: &Examples, rows: &[u32]) -> Result<Tensor> {
+        match self {
+            Inputs::Images(pixels) => pixels.tensor(examples, rows),
+            Inputs::Texts => texts(examples, rows),
+        }
+    }
+
+    /// How many rows a forward pass without training should take: its memory is in proportion to them.
+    pub fn at_once(&self) -> usize {
+        match self {
+            Inputs::Images(pixels) => {
+                (MEASURED / (pixels.height * pixels.width * pixels.channels).max(1)).clamp(8, 256)
+            }
+            Inputs::Texts => 32,
+        }
+    }
+}
+
+/// Numbers of images that a forward pass without training takes: 256 of CIFAR-10's.
+const MEASURED: usize = 256 * 3072;
+
+/// Texts as long as the longest of them: padding that all have in common changes nothing but the time.
+fn texts(examples: &Examples, rows: &[u32]) -> Result<Tensor> {
+    let texts: Vec<_> = rows.iter().map(|&row| examples.tokens(row as usize)).collect();
+    let length = texts.iter().map(|t| t.length).max().unwrap_or(0).max(1);
+    let mut values = Vec::with_capacity(3 * length * texts.len());
+    for text in &texts {
+        values.extend_from_slice(&text.ids[..length]);
+        values.extend(text.types[..length].iter().map(|&t| u32::from(t)));
+        values.extend((0..length).map(|place| u32::from(place < text.length)));
+    }
+    Ok(Tensor::from_vec(values, (texts.len(), 3, length), &Device::Cpu)?)
 }
 
 /// From bytes to numbers: `(v / 255 - mean) / std` of each channel, in float32 as torchvision computes it.
@@ -87,8 +171,8 @@ impl Pixels {
 
 /// One batch.
 pub struct Batch {
-    /// `[N, H, W, C]`, normalised.
-    pub images: Tensor,
+    /// As [`Inputs`] has them.
+    pub inputs: Tensor,
     pub labels: Vec<u32>,
     pub groups: Vec<u32>,
 }
@@ -98,7 +182,8 @@ pub struct Source<'a> {
     pub examples: &'a Examples,
     /// The rows to train on.
     pub rows: &'a [u32],
-    pub pixels: &'a Pixels,
+    pub inputs: &'a Inputs,
+    /// Of images.
     pub augment: Augment,
     pub sampler: &'a Sampler,
     pub seed: u64,
@@ -129,6 +214,19 @@ impl Source<'_> {
     pub fn batch(&self, epoch: u64, order: &[u32], step: u64) -> Result<Batch> {
         let from = step as usize * self.batch;
         let rows = &order[from..(from + self.batch).min(order.len())];
+        let inputs = match self.inputs {
+            Inputs::Texts => texts(self.examples, rows)?,
+            Inputs::Images(pixels) => self.images(pixels, epoch, from, rows)?,
+        };
+        Ok(Batch {
+            inputs,
+            labels: rows.iter().map(|&row| self.examples.labels()[row as usize]).collect(),
+            groups: rows.iter().map(|&row| self.examples.group(row as usize)).collect(),
+        })
+    }
+
+    /// The images of `rows`, which stand at place `from` and on of the epoch, augmented.
+    fn images(&self, pixels: &Pixels, epoch: u64, from: usize, rows: &[u32]) -> Result<Tensor> {
         let mut values = Vec::new();
         for (i, &row) in rows.iter().enumerate() {
             let moved = match self.augment {
@@ -139,13 +237,9 @@ impl Source<'_> {
                     Some((corner(), corner(), stream.chance(0.5)))
                 }
             };
-            self.pixels.push(self.examples.image(row as usize), moved, &mut values);
+            pixels.push(self.examples.image(row as usize), moved, &mut values);
         }
-        Ok(Batch {
-            images: self.pixels.shape(values)?,
-            labels: rows.iter().map(|&row| self.examples.labels()[row as usize]).collect(),
-            groups: rows.iter().map(|&row| self.examples.group(row as usize)).collect(),
-        })
+        pixels.shape(values)
     }
 
     /// Makes all batches from a step of an epoch to the end of the last epoch on a thread of `scope`, a few ahead of the

@@ -45,13 +45,17 @@ pub enum ModelParams {
         #[serde(default)]
         head: HeadInit,
     },
-    /// torchvision's resnet50.
+    /// torchvision's resnet50; another width than 64 is a smaller net of the same form.
     Resnet50 {
+        #[serde(default = "published_width")]
+        width: usize,
         #[serde(default)]
         head: HeadInit,
     },
-    /// torchvision's wide_resnet50_2.
+    /// torchvision's wide_resnet50_2; `width` as of resnet50.
     WideResnet50 {
+        #[serde(default = "published_width")]
+        width: usize,
         #[serde(default)]
         head: HeadInit,
     },
@@ -68,6 +72,10 @@ pub enum ModelParams {
         #[serde(default)]
         head: HeadInit,
     },
+}
+
+fn published_width() -> usize {
+    64
 }
 
 fn two_of_200() -> Vec<usize> {
@@ -165,9 +173,10 @@ pub struct Model {
 ///
 /// Errors: a depth or size that the family does not have.
 pub fn build(params: &ModelParams, shape: Shape, cpu: Cpu, init: &mut Init<'_>) -> Result<Model> {
+    ensure!(shape.classes >= 2, "model: {} class: needs at least two", shape.classes);
     ensure!(
-        shape.classes >= 2 && shape.channels > 0 && shape.height > 0 && shape.width > 0,
-        "model: {shape:?}: needs at least two classes and a non-empty image"
+        matches!(params, ModelParams::Bert { .. }) || shape.channels * shape.height * shape.width > 0,
+        "model: {shape:?}: needs a non-empty image"
     );
     let mut give = |name: &str| init(name);
     let mut builder = Builder { init: &mut give, parameters: vec![], buffers: vec![] };
@@ -192,16 +201,20 @@ pub fn build(params: &ModelParams, shape: Shape, cpu: Cpu, init: &mut Init<'_>) 
             (Body::Bert(body), head)
         }
         ModelParams::Resnet10 { head, .. }
-        | ModelParams::Resnet50 { head }
-        | ModelParams::WideResnet50 { head } => {
-            let bottleneck =
-                |inner| Layout { block: Block::Bottleneck { inner }, blocks: [3, 4, 6, 3], width: 64 };
+        | ModelParams::Resnet50 { head, .. }
+        | ModelParams::WideResnet50 { head, .. } => {
+            let bottleneck = |inner, width: &usize| Layout {
+                block: Block::Bottleneck { inner },
+                blocks: [3, 4, 6, 3],
+                width: *width,
+            };
             let layout = match params {
+                ModelParams::WideResnet50 { width, .. } => bottleneck(2, width),
+                ModelParams::Resnet50 { width, .. } => bottleneck(1, width),
                 ModelParams::Resnet10 { width, .. } => {
                     Layout { block: Block::Basic, blocks: [1; 4], width: *width }
                 }
-                ModelParams::WideResnet50 { .. } => bottleneck(2),
-                _ => bottleneck(1),
+                _ => unreachable!("the other families have their own arms"),
             };
             let body = resnet::build(&mut builder, shape, cpu, layout)?;
             let head = Head::new(&mut builder, "fc", layout.features(), shape.classes, *head)?;

@@ -8,13 +8,13 @@ use anyhow::{Context, Result, bail};
 use candle_core::Tensor;
 use serde::Serialize;
 
-use crate::batches::{Batch, Pixels, Source};
+use crate::batches::{Augment, Batch, Inputs, Source};
 use crate::checkpoint;
 use crate::data::Examples;
 use crate::data::indices::Indices;
 use crate::job::{self, Checkpointed, Job, bad};
 use crate::method::{Counts, Method};
-use crate::models::{self, Model, Shape};
+use crate::models::{self, Model};
 use crate::nn::cpu::Cpu;
 use crate::optim::{Optimizer, clip_scale, global_norm};
 use crate::rng::Stream;
@@ -22,14 +22,12 @@ use crate::scores::{Groups, Scores, Summary};
 
 mod clock;
 mod params;
+mod pretrained;
 mod state;
 
 use clock::Clock;
 pub use params::{DeviceName, Params, Precision, Select, Warmup};
 use state::{Best, State, copy, fingerprint};
-
-/// Examples a forward pass of a measurement.
-const MEASURE_BATCH: usize = 256;
 
 /// A line of `epochs.jsonl`.
 #[derive(Serialize)]
@@ -55,7 +53,8 @@ struct Epoch<'a> {
 /// The training and the validation rows' figures.
 type Measured = (Summary, Option<Summary>);
 
-/// Reads inputs `data` and `indices`; writes `weights.safetensors`, `train.json`, `epochs.jsonl`.
+/// Reads inputs `data`, `indices` and, where the body starts from published weights, `pretrained` (a folder with
+/// `model.safetensors`); writes `weights.safetensors`, `train.json`, `epochs.jsonl`.
 ///
 /// Errors: `BadInput` for params that cannot be; a loss that is not finite; `Checkpointed` after SIGTERM.
 pub fn run(job: Job) -> Result<()> {
@@ -72,16 +71,25 @@ pub fn run(job: Job) -> Result<()> {
         ));
     }
     let meta = examples.meta();
-    let shape = Shape {
-        classes: meta.classes.len(),
-        channels: meta.channels,
-        height: meta.height,
-        width: meta.width,
-    };
+    let (inputs, shape) = Inputs::new(meta, &params.model)?;
+    if params.augment != Augment::None && matches!(inputs, Inputs::Texts) {
+        return Err(bad("params.augment: texts have no augmentation\nhint: set augment: none"));
+    }
+    if params.batch > indices.train.len() {
+        let n = indices.train.len();
+        return Err(bad(format!(
+            "params.batch: {}: larger than the {n} training rows\nhint: set it to {n} at most, or take more rows in subsample",
+            params.batch
+        )));
+    }
     let model = models::build(&params.model, shape, Cpu::new(job.threads())?, &mut |name| {
         Stream::new(params.seed, &format!("init/{name}"), 0, 0)
     })
     .map_err(|e| bad(format!("params.{e:#}")))?;
+    let pretrained = match job.has_input("pretrained") {
+        true => Some(pretrained::load(&model, &params.model, &job.input("pretrained")?)?),
+        false => None,
+    };
     let mut optimizer =
         Optimizer::new(&params.optimizer, model.parameters()).map_err(|e| bad(format!("params.{e:#}")))?;
 
@@ -90,12 +98,11 @@ pub fn run(job: Job) -> Result<()> {
         n_attributes: meta.n_attributes as usize,
         train: counts.group.clone(),
     };
-    let pixels = Pixels::new(meta);
     let sampler = method.sampler.clone();
     let source = Source {
         examples: &examples,
         rows: &indices.train,
-        pixels: &pixels,
+        inputs: &inputs,
         augment: params.augment,
         sampler: &sampler,
         seed: params.seed,
@@ -104,7 +111,7 @@ pub fn run(job: Job) -> Result<()> {
     let per_epoch = source.steps();
     let total = per_epoch * params.epochs;
     let measure = |method: &Method, rows: &[u32]| -> Result<Summary> {
-        let summary = measure(&model, method, &examples, rows, &pixels, groups.classes)?.summary(&groups);
+        let summary = measure(&model, method, &examples, rows, &inputs, groups.classes)?.summary(&groups);
         if !summary.loss_raw.is_finite() {
             bail!("the trained model's logits are not finite\nhint: lower schedule.rate, or set clip");
         }
@@ -112,7 +119,7 @@ pub fn run(job: Job) -> Result<()> {
     };
 
     let path = checkpoint::path(job.scratch());
-    let mut state = State::new(fingerprint(&params, &examples, &indices)?, counts.group.len());
+    let mut state = State::new(fingerprint(&params, &examples, &indices, pretrained)?, counts.group.len());
     let mut best_weights = state.resume(&path, &model, &mut optimizer, &mut method)?;
 
     let mut clock = Clock::new(state.epoch * per_epoch + state.step, total);
@@ -130,7 +137,7 @@ pub fn run(job: Job) -> Result<()> {
                 let rate = params.schedule.rate(step, per_epoch, total);
 
                 let (loss, gradients) =
-                    gradients(&model, &optimizer, now, &batch, &params, &mut state.running)?;
+                    gradients(&model, &optimizer, now, &batch, &params, step, &mut state.running)?;
                 if !loss.is_finite() {
                     bail!(
                         "step {} (epoch {}): the loss is {loss}\n\
@@ -257,15 +264,19 @@ fn gradients(
     method: &mut Method,
     batch: &Batch,
     params: &Params,
+    step: u64,
     running: &mut Scores,
 ) -> Result<(f64, Vec<Tensor>)> {
     let n = batch.labels.len();
     let part = params.micro_batch.unwrap_or(n).min(n);
+    let parts = params.batch.div_ceil(part.max(1)) as u64;
     let (mut total, mut sum) = (0.0, Vec::new());
-    for from in (0..n).step_by(part.max(1)) {
+    for (i, from) in (0..n).step_by(part.max(1)).enumerate() {
         let size = part.min(n - from);
+        // Each part draws dropout masks of its own.
+        model.set_step(params.seed, step * parts + i as u64);
         let (labels, groups) = (&batch.labels[from..from + size], &batch.groups[from..from + size]);
-        let logits = model.forward(&batch.images.narrow(0, from, size)?, true)?;
+        let logits = model.forward(&batch.inputs.narrow(0, from, size)?, true)?;
         count_predictions(running, method, &logits.detach(), labels, groups)?;
         let share = size as f64 / n as f64;
         let loss = method.loss(&logits, labels, groups)?;
@@ -290,12 +301,12 @@ fn measure(
     method: &Method,
     examples: &Examples,
     rows: &[u32],
-    pixels: &Pixels,
+    inputs: &Inputs,
     classes: usize,
 ) -> Result<Scores> {
     let mut scores = Scores::new(classes * examples.meta().n_attributes as usize);
-    for rows in rows.chunks(MEASURE_BATCH) {
-        let logits = model.forward(&pixels.tensor(examples, rows)?, false)?.detach();
+    for rows in rows.chunks(inputs.at_once()) {
+        let logits = model.forward(&inputs.tensor(examples, rows)?, false)?.detach();
         let labels: Vec<u32> = rows.iter().map(|&row| examples.labels()[row as usize]).collect();
         let groups: Vec<u32> = rows.iter().map(|&row| examples.group(row as usize)).collect();
         count_predictions(&mut scores, method, &logits, &labels, &groups)?;

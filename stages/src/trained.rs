@@ -8,16 +8,13 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::batches::Pixels;
+use crate::batches::Inputs;
 use crate::data::indices::Indices;
 use crate::data::{Counts, Examples};
 use crate::job::{Job, bad, read_json, whole};
-use crate::models::{self, Model, ModelParams, Shape};
+use crate::models::{self, Model, ModelParams};
 use crate::nn::cpu::Cpu;
 use crate::rng::Stream;
-
-/// Examples of one forward pass.
-const BATCH: usize = 256;
 
 /// What is read of `train.json`; the rest is train's own.
 #[derive(Deserialize)]
@@ -62,7 +59,7 @@ pub struct Trained {
     pub temperatures: Value,
     /// How its training ended.
     pub training: Value,
-    pixels: Pixels,
+    inputs: Inputs,
 }
 
 impl Trained {
@@ -81,25 +78,20 @@ impl Trained {
         let model = params.get("model").cloned().ok_or_else(|| bad("train.json: params.model is missing"))?;
         let model: ModelParams =
             serde_json::from_value(model).map_err(|e| bad(format!("train.json: params.model: {e}")))?;
-        let meta = examples.meta();
-        let shape = Shape {
-            classes: meta.classes.len(),
-            channels: meta.channels,
-            height: meta.height,
-            width: meta.width,
-        };
+        let (inputs, shape) = Inputs::new(examples.meta(), &model)?;
         // The start values are overwritten, which ones they are does not matter.
         let mut init = |name: &str| Stream::new(0, name, 0, 0);
         let model = models::build(&model, shape, Cpu::new(threads)?, &mut init)?;
-        model.load_published(&weights.join("weights.safetensors"))?;
-        let pixels = Pixels::new(meta);
-        Ok(Self { examples, indices, model, params, temperatures, training, pixels })
+        model.load_published(&weights.join("weights.safetensors")).map_err(|e| {
+            bad(format!("{e:#}\nhint: weights, train.json and data must be of one training: train it again"))
+        })?;
+        Ok(Self { examples, indices, model, params, temperatures, training, inputs })
     }
 
-    /// Calls `each` with batches of rows and their images [N, H, W, C], in order.
+    /// Calls `each` with batches of rows and the model's input for them, in order.
     pub fn batches(&self, rows: &[u32], mut each: impl FnMut(&[u32], &Tensor) -> Result<()>) -> Result<()> {
-        for rows in rows.chunks(BATCH) {
-            each(rows, &self.pixels.tensor(&self.examples, rows)?)?;
+        for rows in rows.chunks(self.inputs.at_once()) {
+            each(rows, &self.inputs.tensor(&self.examples, rows)?)?;
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ fn a_small_bert_equals_pytorch() {
         let model = model(TINY, THREE, Cpu::with_isa(isa, 2).unwrap());
         let (tokens, labels) = sentences(4, 18, 60, 3);
         golden::check("bert", &model, &tokens, &labels, Limit::Small);
+        golden::check_candle("bert", &model, &tokens);
     }
 }
 
@@ -28,6 +29,7 @@ fn bert_base_equals_pytorch() {
     let model = model(base, Shape { classes: 2, ..THREE }, Cpu::new(2).unwrap());
     let (tokens, labels) = sentences(2, 16, 30522, 2);
     golden::check("bertbase", &model, &tokens, &labels, Limit::Smooth);
+    golden::check_candle("bertbase", &model, &tokens);
 }
 
 fn with_dropout() -> Model {

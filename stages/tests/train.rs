@@ -1,109 +1,15 @@
 //! The training stage as the engine runs it: the real binary, a job.json, synthetic arrays. Same bits when it is killed,
 //! stopped, resumed or given another number of threads; plain errors for what cannot be.
 
+#[path = "support/training.rs"]
+mod training;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use serde_json::{Value, json};
-use stages::data::Counts;
-use stages::data::indices::{Indices, IndicesMeta};
-use stages::data::packed::Packed;
-use stages::rng::Stream;
-
-const CLASSES: usize = 4;
-const SIDE: usize = 12;
-
-/// A folder with arrays, indices and any number of jobs on them.
-struct Bench {
-    folder: tempfile::TempDir,
-}
-
-impl Bench {
-    /// Four classes of noisy bars, the first two with `major` training examples each, the others with `minor`; two
-    /// attribute values; ten validation examples a class.
-    fn new(major: usize, minor: usize) -> Bench {
-        let folder = tempfile::tempdir().unwrap();
-        let bench = Bench { folder };
-        let (mut labels, mut splits) = (vec![], vec![]);
-        for (split, n) in [(0, [major, major, minor, minor]), (1, [10; CLASSES])] {
-            for (class, n) in n.into_iter().enumerate() {
-                labels.extend(vec![class as u32; n]);
-                splits.extend(vec![split; n]);
-            }
-        }
-        let attributes: Vec<u32> = (0..labels.len() as u32).map(|i| i % 2).collect();
-        let data = bench.path("data");
-        let shape = [SIDE, SIDE, 1];
-        let packed =
-            Packed::create(&data.join("examples.safetensors"), shape, &labels, &attributes, &splits).unwrap();
-        for (row, &label) in labels.iter().enumerate() {
-            let mut noise = Stream::new(1, "noise", 0, row as u64);
-            let pixel = |i: usize| {
-                let bar = (i / SIDE) / 3 == label as usize;
-                (noise.uniform() * 200.0) as u8 + if bar { 50 } else { 0 }
-            };
-            packed.put(row, &(0..SIDE * SIDE).map(pixel).collect::<Vec<u8>>()).unwrap();
-        }
-        packed.finish().unwrap();
-        let names: Vec<String> = (0..CLASSES).map(|k| format!("c{k}")).collect();
-        let meta = json!({
-            "dataset": "bars", "variant": "bundled", "exact": false, "note": "made up", "height": SIDE, "width": SIDE,
-            "channels": 1, "classes": names, "attributes": ["even", "odd"], "n_attributes": 2,
-            "counts": {"train": [], "validation": [], "test": []}, "mean": [0.4], "std": [0.3]
-        });
-        fs::write(data.join("meta.json"), meta.to_string()).unwrap();
-        let rows = |split: u32| -> Vec<u32> {
-            (0..labels.len() as u32).filter(|&i| splits[i as usize] == split).collect()
-        };
-        let counts = Counts { train: vec![], validation: vec![], test: vec![] };
-        let meta = IndicesMeta {
-            ratio: major as f64 / minor.max(1) as f64,
-            n_major: major as u64,
-            validation_per_class: 10,
-            seed: 0,
-            counts,
-            majority: vec![0, 1],
-            minority: vec![2, 3],
-        };
-        let indices = Indices { train: rows(0), validation: rows(1), test: vec![], meta };
-        indices.write(&bench.path("indices")).unwrap();
-        bench
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Writes the job of a training and gives its folder.
-    fn job(&self, name: &str, params: &Value, threads: usize) -> PathBuf {
-        let folder = self.path(name);
-        fs::create_dir_all(folder.join("scratch")).unwrap();
-        let job = json!({
-            "version": 1, "params": params, "inputs": {"data": "../data", "indices": "../indices"},
-            "out": "out", "scratch": "scratch", "rehearse": false, "threads": threads, "fixed": null
-        });
-        fs::write(folder.join("job.json"), job.to_string()).unwrap();
-        folder
-    }
-
-    fn train(&self, name: &str, params: &Value, threads: usize) -> Output {
-        start(&self.job(name, params, threads)).wait_with_output().unwrap()
-    }
-}
-
-fn start(folder: &Path) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_stages"))
-        .args(["train", "job.json"])
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
+use training::*;
 
 fn params() -> Value {
     json!({
@@ -115,84 +21,18 @@ fn params() -> Value {
     })
 }
 
-fn with(mut params: Value, changes: Value) -> Value {
-    for (key, value) in changes.as_object().unwrap() {
-        params[key] = value.clone();
-    }
-    params
-}
-
-/// All files of an output, by name.
-fn output(folder: &Path) -> Vec<(String, Vec<u8>)> {
-    let mut files: Vec<_> = fs::read_dir(folder.join("out"))
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .map(|p| (p.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&p).unwrap()))
-        .collect();
-    files.sort();
-    assert_eq!(
-        files.iter().map(|f| f.0.as_str()).collect::<Vec<_>>(),
-        ["epochs.jsonl", "train.json", "weights.safetensors"]
-    );
-    files
-}
-
-fn succeeded(output: &Output) {
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Trains, killing the process whenever a new checkpoint is there, until it ends by itself. How often it was killed.
-fn train_under_kills(folder: &Path, most: usize) -> usize {
-    let checkpoint = folder.join("scratch/checkpoint.safetensors");
-    let mut seen = None;
-    for kills in 0.. {
-        let mut child = start(folder);
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                assert!(status.success());
-                return kills;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(120), "a training hangs");
-            let now = fs::read(&checkpoint).ok();
-            if kills < most && now.is_some() && now != seen {
-                seen = now;
-                // SIGKILL: nothing of the process runs after it.
-                child.kill().unwrap();
-                child.wait().unwrap();
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    unreachable!()
-}
-
-fn same_bits(name: &str, changes: Value) {
-    let bench = Bench::new(40, 8);
-    let params = with(params(), changes);
-    succeeded(&bench.train("whole", &params, 1));
-    let whole = output(&bench.path("whole"));
-    succeeded(&bench.train("two", &params, 2));
-    assert!(output(&bench.path("two")) == whole, "{name}: two threads give other bits than one");
-    let killed = bench.job("killed", &params, 2);
-    let kills = train_under_kills(&killed, 4);
-    assert!(kills >= 2, "{name}: killed {kills} times only");
-    assert!(output(&killed) == whole, "{name}: a resumed training gives other bits");
-    // Without any checkpoint on the way, too: saving must not change anything.
-    let unsaved = with(params, json!({"checkpoint_every": 0}));
-    succeeded(&bench.train("unsaved", &unsaved, 2));
-    assert!(output(&bench.path("unsaved"))[2] == whole[2], "{name}: checkpoints change the weights");
+fn same_bits_of(name: &str, changes: Value) {
+    same_bits(name, &Bench::new(40, 8), &with(params(), changes));
 }
 
 #[test]
 fn same_bits_it_with_warmup() {
-    same_bits("it-classifier", json!({}));
+    same_bits_of("it-classifier", json!({}));
 }
 
 #[test]
 fn same_bits_group_dro_with_the_best_epoch() {
-    same_bits(
+    same_bits_of(
         "group-dro",
         json!({"method": "group-dro", "gamma": 0, "select": "best-validation-worst", "metrics_every": 1}),
     );
@@ -200,7 +40,7 @@ fn same_bits_group_dro_with_the_best_epoch() {
 
 #[test]
 fn same_bits_resampled_adamw_in_parts() {
-    same_bits(
+    same_bits_of(
         "iw-resampled",
         json!({
             "method": "iw-resampled", "gamma": 0, "optimizer": {"name": "adamw"}, "clip": 1.0, "micro_batch": 7,
@@ -293,16 +133,6 @@ fn what_is_written() {
     }
 }
 
-// PyTorch's drop_last=False: one step an epoch of all there is.
-#[test]
-fn a_batch_larger_than_the_data() {
-    let bench = Bench::new(10, 2);
-    succeeded(&bench.train("a", &with(params(), json!({"batch": 1000})), 1));
-    let files = output(&bench.path("a"));
-    let train: Value = serde_json::from_slice(&files[1].1).unwrap();
-    assert_eq!(train["training"]["steps"], 6);
-}
-
 #[test]
 fn plain_errors() {
     let bench = Bench::new(10, 2);
@@ -338,6 +168,22 @@ fn plain_errors() {
         json!({"schedule": {"name": "constant", "rate": 1e30}}),
         1,
         "the loss is NaN\nhint: lower schedule.rate (1000000000000000000000000000000 here)",
+    );
+    // The hint names the cure; the step is the first.
+    fails(
+        json!({"method": "it-features", "temperatures": [1, 1, -2, 1], "gamma": 0}),
+        2,
+        "temperatures[2]: -2:",
+    );
+    fails(
+        json!({"batch": 1000}),
+        2,
+        "train: params.batch: 1000: larger than the 24 training rows\nhint: set it to 24 at most",
+    );
+    fails(
+        json!({"model": {"family": "bert"}}),
+        2,
+        "train: params.model.family: reads texts, but the examples of bars are images",
     );
     fails(json!({"batch": 0}), 2, "params.batch: 0: must be at least 1");
     fails(json!({"warmup": {"gamma": 0.2, "epochs": 6}}), 2, "params.warmup.epochs: 6 of 6: leaves no epoch");

@@ -301,6 +301,10 @@ fn steps_of(
     steps
 }
 
+/// Products that are summed one after the other before the sum is put aside: the rounding error of a sum of n numbers in
+/// a row is in proportion to √n, that of a sum of sums to the square root of the longer part.
+const CHAIN: usize = 128;
+
 /// What a block's function is given.
 struct Block<'a> {
     steps: &'a [Step],
@@ -318,22 +322,45 @@ type BlockFn = unsafe fn(&Block<'_>);
 #[inline(always)]
 unsafe fn block<V: Vector, const P: usize, const NB: usize, const S: usize>(block: &Block<'_>) {
     unsafe {
-        let mut sums = [[V::splat(0.0); NB]; P];
-        for step in block.steps {
-            let image = block.image.offset(step.offset);
-            let weights = block.weights.add(step.weights * block.channels * NB * V::LANES);
-            match step.edge {
-                Edge::None => accumulate::<V, P, NB, S, 0, P>(&mut sums, block, image, weights),
-                Edge::First => accumulate::<V, P, NB, S, 1, P>(&mut sums, block, image, weights),
-                Edge::Last => accumulate_but_last::<V, P, NB, S>(&mut sums, block, image, weights),
-            }
-        }
-        for (p, sums) in sums.into_iter().enumerate() {
-            for (b, mut sum) in sums.into_iter().enumerate() {
-                let to = block.output[b].add(p * block.step);
-                if block.add {
-                    sum = sum.add(V::load(to));
+        // Channels of a chain: with few taps more of them.
+        let part = CHAIN.div_ceil(block.steps.len().max(1)).next_multiple_of(BLOCK);
+        let mut first = 0;
+        while first < block.channels || first == 0 {
+            let channels = part.min(block.channels - first);
+            let mut sums = [[V::splat(0.0); NB]; P];
+            for step in block.steps {
+                let image = block.image.offset(step.offset).add(first / BLOCK * block.plane);
+                let weights = block.weights.add((step.weights * block.channels + first) * NB * V::LANES);
+                let from = From { image, plane: block.plane, channels, weights };
+                match step.edge {
+                    Edge::None => accumulate::<V, P, NB, S, 0, P>(&mut sums, from),
+                    Edge::First => accumulate::<V, P, NB, S, 1, P>(&mut sums, from),
+                    Edge::Last => accumulate_but_last::<V, P, NB, S>(&mut sums, from),
                 }
+            }
+            put(&sums, block, block.add || first > 0);
+            first += part;
+        }
+    }
+}
+
+/// Where a tap's channels of a chain lie.
+#[derive(Clone, Copy)]
+struct From {
+    image: *const f32,
+    plane: usize,
+    channels: usize,
+    weights: *const f32,
+}
+
+/// Writes the sums to the output, or adds them.
+#[inline(always)]
+unsafe fn put<V: Vector, const P: usize, const NB: usize>(sums: &[[V; NB]; P], block: &Block<'_>, add: bool) {
+    unsafe {
+        for (p, sums) in sums.iter().enumerate() {
+            for (b, sum) in sums.iter().enumerate() {
+                let to = block.output[b].add(p * block.step);
+                let sum = if add { sum.add(V::load(to)) } else { *sum };
                 sum.store(to);
             }
         }
@@ -350,19 +377,18 @@ unsafe fn accumulate<
     const HI: usize,
 >(
     sums: &mut [[V; NB]; P],
-    block: &Block<'_>,
-    mut image: *const f32,
-    mut weights: *const f32,
+    from: From,
 ) {
     unsafe {
-        for _ in 0..block.channels / BLOCK {
+        let From { mut image, plane, channels, mut weights } = from;
+        for _ in 0..channels / BLOCK {
             for i in 0..BLOCK {
                 channel::<V, P, NB, S, LO, HI>(sums, image.add(i), weights.add(i * NB * V::LANES));
             }
-            image = image.add(block.plane);
+            image = image.add(plane);
             weights = weights.add(BLOCK * NB * V::LANES);
         }
-        for i in 0..block.channels % BLOCK {
+        for i in 0..channels % BLOCK {
             channel::<V, P, NB, S, LO, HI>(sums, image.add(i), weights.add(i * NB * V::LANES));
         }
     }
@@ -372,14 +398,12 @@ unsafe fn accumulate<
 #[inline(always)]
 unsafe fn accumulate_but_last<V: Vector, const P: usize, const NB: usize, const S: usize>(
     sums: &mut [[V; NB]; P],
-    block: &Block<'_>,
-    image: *const f32,
-    weights: *const f32,
+    from: From,
 ) {
     macro_rules! by_length {
         ($($n:literal)*) => {
             match P - 1 {
-                $($n => unsafe { accumulate::<V, P, NB, S, 0, $n>(sums, block, image, weights) },)*
+                $($n => unsafe { accumulate::<V, P, NB, S, 0, $n>(sums, from) },)*
                 _ => {}
             }
         };

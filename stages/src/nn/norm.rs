@@ -6,6 +6,26 @@ use super::simd::{BLOCK, Vector, kernel};
 /// One value for each of a block's channels.
 pub type Lanes = [f32; BLOCK];
 
+/// Pixels that are summed in a row before the sum is put aside, for its rounding error's sake.
+const CHAIN: usize = 256;
+
+/// A sum over pixels in four interleaved chains: short ones, small rounding errors.
+#[inline(always)]
+unsafe fn sum_over<V: Vector>(pixels: usize, add: impl Fn(usize, V) -> V) -> V {
+    unsafe {
+        let zero = V::splat(0.0);
+        let mut total = zero;
+        for first in (0..pixels).step_by(CHAIN) {
+            let mut sums = [zero; 4];
+            for pixel in first..pixels.min(first + CHAIN) {
+                sums[pixel % 4] = add(pixel, sums[pixel % 4]);
+            }
+            total = total.add(sums[0].add(sums[1]).add(sums[2].add(sums[3])));
+        }
+        total
+    }
+}
+
 /// Mean and sum of squared deviations from it over a plane's pixels.
 pub struct Moments<'a> {
     pub y: &'a [f32],
@@ -17,25 +37,16 @@ pub struct Moments<'a> {
 unsafe fn moments_of<V: Vector>(args: Moments<'_>) {
     unsafe {
         let pixels = args.y.len() / BLOCK;
-        let zero = V::splat(0.0);
         for lane in (0..BLOCK).step_by(V::LANES) {
             let at = |pixel: usize| V::load(args.y.as_ptr().add(pixel * BLOCK + lane));
-            let mut sums = [zero; 4];
-            for pixel in 0..pixels {
-                // Four sums: shorter chains and smaller rounding errors.
-                sums[pixel % 4] = sums[pixel % 4].add(at(pixel));
-            }
-            let mean = sums[0].add(sums[1]).add(sums[2].add(sums[3])).mul(V::splat(1.0 / pixels as f32));
-            let mut squares = [zero; 4];
-            for pixel in 0..pixels {
+            let sum = sum_over(pixels, |pixel, sums: V| sums.add(at(pixel)));
+            let mean = sum.mul(V::splat(1.0 / pixels as f32));
+            let squares = sum_over(pixels, |pixel, sums: V| {
                 let d = at(pixel).sub(mean);
-                squares[pixel % 4] = d.mul_add(d, squares[pixel % 4]);
-            }
+                d.mul_add(d, sums)
+            });
             mean.store(args.mean.as_mut_ptr().add(lane));
-            squares[0]
-                .add(squares[1])
-                .add(squares[2].add(squares[3]))
-                .store(args.squares.as_mut_ptr().add(lane));
+            squares.store(args.squares.as_mut_ptr().add(lane));
         }
     }
 }
@@ -110,22 +121,28 @@ unsafe fn sums_of<V: Vector>(args: Sums<'_>) {
         let zero = V::splat(0.0);
         for lane in (0..BLOCK).step_by(V::LANES) {
             let mean = V::load(args.mean.as_ptr().add(lane));
-            let (mut plain, mut weighted) = ([zero; 4], [zero; 4]);
-            for pixel in 0..args.y.len() / BLOCK {
-                let at = pixel * BLOCK + lane;
-                let to = args.dz.as_mut_ptr().add(at);
-                let mut dz = V::load(to);
-                if let Some(out) = args.out {
-                    dz = dz.where_positive(V::load(out.as_ptr().add(at)));
-                    dz.store(to);
+            let (mut plain_total, mut weighted_total) = (zero, zero);
+            let pixels = args.y.len() / BLOCK;
+            for first in (0..pixels).step_by(CHAIN) {
+                let (mut plain, mut weighted) = ([zero; 4], [zero; 4]);
+                for pixel in first..pixels.min(first + CHAIN) {
+                    let at = pixel * BLOCK + lane;
+                    let to = args.dz.as_mut_ptr().add(at);
+                    let mut dz = V::load(to);
+                    if let Some(out) = args.out {
+                        dz = dz.where_positive(V::load(out.as_ptr().add(at)));
+                        dz.store(to);
+                    }
+                    plain[pixel % 4] = plain[pixel % 4].add(dz);
+                    let centred = V::load(args.y.as_ptr().add(at)).sub(mean);
+                    weighted[pixel % 4] = dz.mul_add(centred, weighted[pixel % 4]);
                 }
-                plain[pixel % 4] = plain[pixel % 4].add(dz);
-                let centred = V::load(args.y.as_ptr().add(at)).sub(mean);
-                weighted[pixel % 4] = dz.mul_add(centred, weighted[pixel % 4]);
+                let total = |s: [V; 4]| s[0].add(s[1]).add(s[2].add(s[3]));
+                plain_total = plain_total.add(total(plain));
+                weighted_total = weighted_total.add(total(weighted));
             }
-            let total = |s: [V; 4]| s[0].add(s[1]).add(s[2].add(s[3]));
-            total(plain).store(args.plain.as_mut_ptr().add(lane));
-            total(weighted).store(args.weighted.as_mut_ptr().add(lane));
+            plain_total.store(args.plain.as_mut_ptr().add(lane));
+            weighted_total.store(args.weighted.as_mut_ptr().add(lane));
         }
     }
 }

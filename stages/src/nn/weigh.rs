@@ -124,8 +124,15 @@ type BlockFn = unsafe fn(&Block);
 #[inline(always)]
 unsafe fn block<V: Vector, const I: usize, const NB: usize, const S: usize>(block: &Block) {
     unsafe {
-        let mut sums = [[V::splat(0.0); NB]; I];
+        let zero = [[V::splat(0.0); NB]; I];
+        let mut sums = zero;
+        let mut chain = 0;
         for row in 0..block.rows {
+            if chain >= CHAIN {
+                add(&sums, block);
+                (sums, chain) = (zero, 0);
+            }
+            chain += block.columns;
             let mut image = block.image.add(row * block.image_row);
             let mut gradient = block.gradient.map(|g| g.add(row * block.gradient_row));
             for _ in 0..block.columns {
@@ -143,10 +150,21 @@ unsafe fn block<V: Vector, const I: usize, const NB: usize, const S: usize>(bloc
                 gradient = gradient.map(|g| g.add(BLOCK));
             }
         }
-        for (i, sums) in sums.into_iter().enumerate() {
-            for (b, sum) in sums.into_iter().enumerate() {
+        add(&sums, block);
+    }
+}
+
+/// Pixels that are summed in a row, at least, before the sum is put aside, for its rounding error's sake.
+const CHAIN: usize = 128;
+
+/// Adds the sums to the gradient.
+#[inline(always)]
+unsafe fn add<V: Vector, const I: usize, const NB: usize>(sums: &[[V; NB]; I], block: &Block) {
+    unsafe {
+        for (i, sums) in sums.iter().enumerate() {
+            for (b, sum) in sums.iter().enumerate() {
                 let to = block.dw.add(i * block.dw_row + b * V::LANES);
-                V::load(to).add(sum).store(to);
+                V::load(to).add(*sum).store(to);
             }
         }
     }

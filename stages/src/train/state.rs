@@ -140,16 +140,32 @@ pub fn copy(model: &Model) -> Result<Weights> {
     all.map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?))).collect()
 }
 
-/// A digest of what decides a training: the params and the rows with their labels and groups.
-pub fn fingerprint(params: &Params, examples: &Examples, indices: &Indices) -> Result<String> {
+/// A digest of what decides a training: the params, the published weights it starts from, the rows with their labels and
+/// groups.
+pub fn fingerprint(
+    params: &Params,
+    examples: &Examples,
+    indices: &Indices,
+    pretrained: Option<blake3::Hash>,
+) -> Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(job::canonical(params)?.as_bytes());
+    if let Some(digest) = pretrained {
+        hasher.update(digest.as_bytes());
+    }
     for rows in [&indices.train, &indices.validation] {
         hasher.update(&(rows.len() as u64).to_le_bytes());
         for &row in rows {
             hasher.update(&row.to_le_bytes());
             hasher.update(&examples.group(row as usize).to_le_bytes());
-            hasher.update(examples.image(row as usize));
+            if examples.is_text() {
+                let text = examples.tokens(row as usize);
+                text.ids.iter().for_each(|id| _ = hasher.update(&id.to_le_bytes()));
+                hasher.update(text.types);
+                hasher.update(&(text.length as u64).to_le_bytes());
+            } else {
+                hasher.update(examples.image(row as usize));
+            }
         }
     }
     Ok(hasher.finalize().to_hex().to_string())

@@ -1,44 +1,14 @@
 //! Reads the golden files that models.py (beside this file) makes, and fills a model with the same formula.
 #![allow(dead_code)]
 
+mod formula;
+
 use candle_core::{DType, Device, Tensor, Var};
+pub use formula::{fill, uniform};
 use safetensors::SafeTensors;
 use stages::models::{self, Model, ModelParams, Shape};
 use stages::nn::cpu::Cpu;
 use stages::rng::Stream;
-
-/// As `uniform` in models.py.
-pub fn uniform(name: &str, n: usize) -> Vec<f64> {
-    let digest =
-        name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |d, b| (d ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
-    (1..=n as u64)
-        .map(|i| {
-            let mut z = digest.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            ((z ^ (z >> 31)) >> 40) as f64 / 8_388_608.0 - 1.0
-        })
-        .collect()
-}
-
-/// As `fill` in models.py.
-pub fn fill(name: &str, shape: &[usize], shift: f64) -> Vec<f32> {
-    let fan: usize = shape.iter().skip(1).product();
-    let value = |u: f64| match () {
-        () if name.ends_with("running_var") => 1.0 + 0.5 * u,
-        () if name.ends_with("running_mean") => 0.1 * u,
-        () if name.contains("embeddings") && shape.len() == 2 => u,
-        () if name.starts_with("bert.") && shape.len() == 2 => u * (1.5 / fan as f64).sqrt(),
-        () if shape.len() >= 2 => u * (6.0 / fan as f64).sqrt(),
-        () if name.ends_with("bias") && (name.contains("bn") || name.contains("downsample.1")) => {
-            0.1 * u + shift
-        }
-        () if name.ends_with("bias") => 0.1 * u,
-        () if name.ends_with("bn3.weight") => 0.25 + 0.05 * u,
-        () => 1.0 + 0.2 * u,
-    };
-    uniform(name, shape.iter().product()).into_iter().map(|u| value(u) as f32).collect()
-}
 
 /// A model with the golden files' weights.
 pub fn model(params: &str, shape: Shape, cpu: Cpu) -> Model {
@@ -72,14 +42,7 @@ pub fn images(name: &str, n: usize, shape: Shape) -> (Tensor, Vec<u32>) {
 
 /// As `sentences` in models.py: tokens and labels.
 pub fn sentences(n: usize, length: usize, vocabulary: usize, classes: usize) -> (Tensor, Vec<u32>) {
-    let words = uniform("words", n * length);
-    let mut tokens: Vec<u32> = vec![];
-    for i in 0..n {
-        let row = &words[i * length..(i + 1) * length];
-        tokens.extend(row.iter().map(|u| ((u + 1.0) / 2.0 * vocabulary as f64) as u32));
-        tokens.extend((0..length).map(|t| u32::from(t >= length / 2)));
-        tokens.extend((0..length).map(|t| u32::from(t < length - 2 * i)));
-    }
+    let tokens = formula::sentences(n, length, vocabulary);
     let tokens = Tensor::from_vec(tokens, (n, 3, length), &Device::Cpu).unwrap();
     (tokens, (0..n).map(|i| (i * 7 % classes) as u32).collect())
 }
@@ -115,6 +78,10 @@ impl Golden {
         Golden(std::fs::read(path).unwrap())
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        SafeTensors::deserialize(&self.0).unwrap().tensor(name).is_ok()
+    }
+
     pub fn get(&self, name: &str) -> Vec<f64> {
         let file = SafeTensors::deserialize(&self.0).unwrap();
         let view = file.tensor(name).unwrap_or_else(|_| panic!("golden: {name} missing"));
@@ -130,9 +97,24 @@ pub enum Limit {
     /// Twice PyTorch's own float32, where an error below 3e-6 (a lucky draw of many rounding errors in a row) counts as
     /// 3e-6.
     Smooth,
-    /// The same, or 1e-2: in a deep net with ReLU one activation on the other side of the corner, which is chance,
-    /// changes every gradient by some 4e-3; a wrong layer changes it by more than its size.
-    Deep,
+    /// 2e-2: for a deep net at inputs some of whose activations lie on a ReLU's corner. There one activation on the other
+    /// side, which is chance, changes every gradient below it by up to 1e-2 (PyTorch's float32: 1.3e-2 in the wide
+    /// ResNet-50); a wrong layer changes it by more than its size. The same net is held to `Smooth` at inputs whose activations are apart from the corner.
+    Corner,
+}
+
+impl Golden {
+    /// `images` of the name that models.py found to be apart from every corner.
+    pub fn images(&self, n: usize, shape: Shape) -> (Tensor, Vec<u32>) {
+        match self.get("input")[0] as usize {
+            0 => images("images", n, shape),
+            number => images(&format!("images{number}"), n, shape),
+        }
+    }
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt()
 }
 
 /// Logits in both modes and loss (to 1e-5), every gradient and the running statistics of `model` against a golden file.
@@ -153,12 +135,16 @@ pub fn check(golden: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Lim
     for (name, var) in model.parameters() {
         let gradient = flat(gradients.get(var).unwrap_or_else(|| panic!("{name}: no gradient")));
         assert!(gradient.iter().any(|g| *g != 0.0), "{name}: a zero gradient");
-        if name.ends_with("key.bias") {
-            // Zero by symmetry: softmax does not see what is added to all scores of a row.
-            let query = model.parameters().iter().find(|(n, _)| *n == name.replace("key", "query")).unwrap();
-            let norm = |v: &[f32]| v.iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
-            let query = norm(&flat(gradients.get(&query.1).unwrap()));
-            assert!(norm(&gradient) <= 1e-5 * query, "{name}: {:.1e} against {query:.1e}", norm(&gradient));
+        if !golden.has(&format!("gradient/{name}")) {
+            // Zero by symmetry (models.py says why): small beside its neighbour's.
+            let other = match name.ends_with("key.bias") {
+                true => name.replace("key", "query"),
+                false => name.replace("bias", "weight"),
+            };
+            let (_, other) = model.parameters().iter().find(|(n, _)| *n == other).unwrap();
+            let kept = |gradient: &[f32]| norm(&entries(gradient, keep));
+            let (ours, other) = (kept(&gradient), kept(&flat(gradients.get(other).unwrap())));
+            assert!(ours <= 1e-5 * other, "{name}: {ours:.1e} against {other:.1e}");
             continue;
         }
         let table = name.contains("embeddings") && var.rank() == 2;
@@ -168,8 +154,7 @@ pub fn check(golden: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Lim
         let bound = match limit {
             Limit::Small => (2.0 * torch).min(1e-4),
             Limit::Smooth => 2.0 * torch.max(3e-6),
-            // BUG: twice PyTorch's error is the aim; the wide ResNet-50's layer3.0.conv2 stands at 2.4 times.
-            Limit::Deep => (2.5 * torch).max(1e-2),
+            Limit::Corner => 2e-2,
         };
         if error > bound {
             wrong.push(format!("{name}: {error:.2e}, PyTorch's float32 {torch:.2e}"));
@@ -182,4 +167,10 @@ pub fn check(golden: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Lim
             assert!(error <= 1e-5, "{name}: {error:.1e}");
         }
     }
+}
+
+/// Logits in evaluation mode against candle-transformers' (golden/candle/main.rs).
+pub fn check_candle(name: &str, model: &Model, x: &Tensor) {
+    let error = distance(&flat(&model.forward(x, false).unwrap()), &Golden::open("candle").get(name));
+    assert!(error <= 1e-5, "{name}: logits {error:.1e} from candle-transformers'");
 }

@@ -32,8 +32,7 @@ def uniform(name, n):
 
 def fill(name, shape, shift):
     """The value of a parameter or buffer, by its name and shape; rounded to float32. Batch norms' biases are `shift`
-    larger: with 2, few activations lie so near the ReLU's corner that rounding decides their side, which would hide every
-    other error of a deep network's gradient."""
+    larger: with 2, few activations of a deep network lie near the ReLU's corner (see `apart`)."""
     n = int(np.prod(shape)) if len(shape) else 1
     u = uniform(name, n)
     if name.endswith("running_var"):
@@ -255,15 +254,15 @@ def entries(tensor, keep):
     return np.ascontiguousarray(flat[:: -(-len(flat) // keep)])
 
 
-def run(make, inputs, dtype, keep, shift, nudge=0):
+def run(make, inputs, dtype, keep, shift, layout=torch.contiguous_format):
     """Logits, loss, gradients and running statistics of one training pass; logits in evaluation mode before it."""
     model = make()
     set_weights(model, shift)
     model = model.to(dtype)
     x, labels = inputs
-    if nudge:
-        x = x * (1.0 + 1e-7 * torch.from_numpy(uniform(f"nudge{nudge}", x.numel())).view(x.shape))
     x = x.to(dtype) if x.dtype.is_floating_point else x
+    if x.ndim == 4:
+        model, x = model.to(memory_format=layout), x.contiguous(memory_format=layout)
     model.eval()
     with torch.no_grad():
         evaluated = model(x)
@@ -283,18 +282,66 @@ def run(make, inputs, dtype, keep, shift, nudge=0):
     return out
 
 
-def make(file, model, inputs, keep=512, shift=0.0, runs=1):
-    """The float32 error is the largest of `runs`, whose inputs differ by less than a rounding: which activations fall on
-    the other side of the ReLU's corner is chance."""
+def decisions(make, x, dtype, shift):
+    """What each ReLU compares with 0 and each max pool with the next largest, in a training pass."""
+    relu, max_pool, seen = F.relu, F.max_pool2d, []
+
+    def watched_relu(x):
+        seen.append(x)
+        return relu(x)
+
+    def watched_pool(x, *sizes):
+        windows = F.unfold(F.pad(x.flatten(0, 1)[:, None], (1, 1, 1, 1)), 3, stride=2)
+        top = windows.topk(2, 1).values
+        # A pool after a ReLU: where all are 0, none has a gradient.
+        seen.append(torch.where(top[:, 0] > 0, top[:, 0] - top[:, 1], 1.0))
+        return max_pool(x, *sizes)
+
+    F.relu, F.max_pool2d = watched_relu, watched_pool
+    try:
+        model = make()
+        set_weights(model, shift)
+        with torch.no_grad():
+            model.to(dtype).train()(x.to(dtype))
+    finally:
+        F.relu, F.max_pool2d = relu, max_pool
+    return seen
+
+
+def apart(make, x, shift):
+    """How far the nearest decision is from its corner, in units of the largest error that PyTorch's float32 makes in
+    that layer. Below about 1 it is chance which side a correct float32 program takes, and one activation on the other
+    side changes every gradient below it by far more than rounding does."""
+    exact, single = (decisions(make, x, dtype, shift) for dtype in (torch.float64, torch.float32))
+    return min((a.abs().min() / (a - b).abs().max()).item() for a, b in zip(exact, single))
+
+
+def make(file, model, inputs, keep=512, shift=0.0, search=False):
+    """PyTorch's own float32 error is the larger of those in its two layouts, which sum in different orders.
+
+    With `search`, of the inputs "images", "images1", ... the first whose decisions are all further from their corner
+    than twice the largest error of PyTorch's float32: only then do gradients have a rounding error to speak of."""
+    number = 0
+    if search:
+        name = lambda: f"images{number or ''}"
+        while (distance := apart(model, inputs(name())[0], shift)) < 2.0:
+            number += 1
+        print(f"{file}: {name()}: no decision nearer than {distance:.1f} of the largest float32 error")
+        inputs = inputs(name())
     exact = run(model, inputs, torch.float64, keep, shift)
-    all32 = [run(model, inputs, torch.float32, keep, shift, nudge) for nudge in range(runs)]
-    float32 = all32[0]
-    tensors = dict(exact, entries=np.array([float(keep)]))
+    layouts = torch.contiguous_format, torch.channels_last
+    both = [run(model, inputs, torch.float32, keep, shift, layout) for layout in layouts]
+    float32 = both[0]
+    tensors = dict(exact, entries=np.array([float(keep)]), input=np.array([float(number)]))
     for name, value in exact.items():
         if name.startswith("gradient/"):
-            if name.endswith("key.bias"):
-                continue  # zero by symmetry: rounding errors have no relative size
-            error = max(np.linalg.norm(one[name] - value) for one in all32) / np.linalg.norm(value)
+            weight = exact.get(name.replace("bias", "weight"))
+            if name.endswith("bias") and np.linalg.norm(value) < 1e-10 * np.linalg.norm(weight):
+                # Zero by symmetry, rounding errors have no relative size: BERT's key.bias, and a batch norm's bias whose
+                # ReLU lets all through to 1x1 convolutions, whose own batch norms take it away.
+                del tensors[name]
+                continue
+            error = max(np.linalg.norm(one[name] - value) for one in both) / np.linalg.norm(value)
             tensors[f"error/{name}"] = np.array([error])
     path = Path(__file__).parent / f"{file}.safetensors"
     save_file(tensors, path)
@@ -309,17 +356,27 @@ def images(name, n, channels, height, width, classes):
     return torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(), torch.arange(n) * 7 % classes
 
 
+def resnet50():
+    return ResNet(Bottleneck, [3, 4, 6, 3], 64, 1, 3, 2)
+
+
+def wideresnet50():
+    return ResNet(Bottleneck, [3, 4, 6, 3], 64, 2, 3, 2)
+
+
 MODELS = {
     "resnet8a": (lambda: ResNetCifar(8, 3, 10, "A"), images("images", 6, 3, 16, 16, 10)),
     "resnet8b": (lambda: ResNetCifar(8, 1, 5, "B"), images("images", 5, 1, 13, 11, 5)),
-    "resnet20a": (lambda: ResNetCifar(20, 1, 10, "A"), images("images", 8, 1, 28, 28, 10), 512, 2.0, 4),
+    "resnet20a": (lambda: ResNetCifar(20, 1, 10, "A"), lambda name: images(name, 8, 1, 28, 28, 10), 512, 2.0, True),
     "linear": (lambda: Linear(3 * 5 * 4, 3), images("images", 4, 3, 5, 4, 3)),
     "mlp": (lambda: Mlp(3 * 5 * 4, 3), images("images", 4, 3, 5, 4, 3)),
     "bert": (lambda: Bert(60, 48, 2, 4, 80, 20, 3), sentences(4, 18, 60, 3)),
     "bertbase": (lambda: Bert(30522, 768, 12, 12, 3072, 512, 2), sentences(2, 16, 30522, 2), 48),
     "resnet10": (lambda: ResNet(Basic, [1] * 4, 20, 1, 3, 2), images("images", 4, 3, 65, 61, 2), 128),
-    "resnet50": (lambda: ResNet(Bottleneck, [3, 4, 6, 3], 64, 1, 3, 2), images("images", 8, 3, 64, 64, 2), 48),
-    "wideresnet50": (lambda: ResNet(Bottleneck, [3, 4, 6, 3], 64, 2, 3, 2), images("images", 8, 3, 64, 64, 2), 48),
+    "resnet50": (resnet50, images("images", 8, 3, 64, 64, 2), 48),
+    "resnet50apart": (resnet50, lambda name: images(name, 4, 3, 36, 36, 2), 48, 2.0, True),
+    "wideresnet50": (wideresnet50, images("images", 8, 3, 64, 64, 2), 48),
+    "wideresnet50apart": (wideresnet50, lambda name: images(name, 4, 3, 36, 36, 2), 48, 2.0, True),
 }
 
 if __name__ == "__main__":
