@@ -76,6 +76,12 @@ pub struct RunArgs {
     /// A folder with the files that sources would download
     #[arg(long, value_name = "DIR", env = "ITPIPE_MIRROR")]
     pub mirror: Option<PathBuf>,
+    /// Accept a licence that needs consent, by its id; it is recorded in the store
+    #[arg(long, value_name = "ID", env = "ITPIPE_ACCEPT_LICENCE", value_delimiter = ',')]
+    pub accept_licence: Vec<String>,
+    /// Refuse sources whose bytes neither the pipeline nor pipeline.lock knows
+    #[arg(long, env = "ITPIPE_LOCKED", value_parser = clap::builder::BoolishValueParser::new())]
+    pub locked: bool,
     /// Sources must not use the network
     #[arg(long, env = "ITPIPE_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
     pub offline: bool,
@@ -151,9 +157,28 @@ pub enum Command {
         #[arg(long, value_name = "DIR", env = "ITPIPE_MIRROR")]
         mirror: Option<PathBuf>,
     },
+    /// The sources: what is promised, what is here, under which licence
+    #[command(subcommand)]
+    Data(DataCommand),
     /// The store
     #[command(subcommand)]
     Cache(CacheCommand),
+}
+
+/// What to do with sources.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// List the sources of the profile: whether they are here, how much they are, their licence
+    Ls,
+    /// Bring sources, and nothing else
+    Fetch(RunArgs),
+    /// Hash what is here of the sources and compare it with what is promised or recorded
+    Verify {
+        /// Sources; none: all
+        targets: Vec<String>,
+    },
+    /// Show the licences: what they say, whether they were accepted
+    Licences,
 }
 
 /// What to do with the store.

@@ -1,11 +1,12 @@
 //! The commands, each a short function over the session. Knows what to print on stdout; the work is done elsewhere.
 
+mod data;
 mod inspect;
 mod keep;
 
 use std::fmt::Write as _;
 
-use crate::cli::{CacheCommand, Cli, Command, Global, GraphFormat};
+use crate::cli::{CacheCommand, Cli, Command, DataCommand, Global, GraphFormat};
 use crate::error::Error;
 use crate::event::Event;
 use crate::keys::Keys;
@@ -27,6 +28,10 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Doctor => inspect::doctor(global),
         Command::Accept { stage, reason } => keep::accept(global, &stage, &reason),
         Command::Verify { targets, mirror } => keep::verify(global, &targets, mirror.as_deref()),
+        Command::Data(DataCommand::Ls) => data::list(global),
+        Command::Data(DataCommand::Fetch(args)) => data::fetch(global, &args),
+        Command::Data(DataCommand::Verify { targets }) => data::verify(global, &targets),
+        Command::Data(DataCommand::Licences) => data::licences(global),
         Command::Cache(CacheCommand::Ls) => keep::list(global),
         Command::Cache(CacheCommand::Verify) => keep::verify_store(global),
         Command::Cache(CacheCommand::Gc { dry_run }) => keep::gc(global, dry_run),

@@ -15,6 +15,7 @@ pub mod graph;
 pub mod job;
 pub mod keys;
 pub mod lease;
+pub mod licence;
 pub mod lock;
 pub mod mapped;
 pub mod orphan;

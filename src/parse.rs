@@ -9,6 +9,7 @@ mod expression;
 mod fields;
 mod inputs;
 mod kinds;
+mod licences;
 mod matrix;
 mod report;
 mod stages;
@@ -141,8 +142,18 @@ fn pipeline(
     overrides: &[(String, String)],
     sink: &mut Sink,
 ) -> Option<Pipeline> {
-    const FIELDS: [&str; 9] =
-        ["version", "default-profile", "salt", "vars", "profiles", "pools", "programs", "kinds", "stages"];
+    const FIELDS: [&str; 10] = [
+        "version",
+        "default-profile",
+        "salt",
+        "vars",
+        "profiles",
+        "pools",
+        "programs",
+        "licences",
+        "kinds",
+        "stages",
+    ];
     let top = Field::Root;
     let node = yaml::parse(text, 0, sink)?;
     let example = "begin with version: 1 and stages:".to_owned();
@@ -165,7 +176,8 @@ fn pipeline(
     });
     let pools = kinds::pools(&root, &scope, sink);
     let programs = kinds::programs(&root, &scope, sink);
-    let known = kinds::Known { programs: &programs, pools: &pools };
+    let licences = licences::licences(&root, &scope, sink);
+    let known = kinds::Known { programs: &programs, pools: &pools, licences: &licences };
     let kinds = kinds::kinds(&root, &known, &scope, sink);
     match root.get("stages") {
         None => sink.report(node.at, &top, Problem::hinted("there are no stages", example)),
@@ -182,7 +194,16 @@ fn pipeline(
     let vars: std::collections::BTreeMap<String, Value> =
         vars.iter().map(|(name, node)| (name.clone(), fields::value(node))).collect();
     let overridden = !overrides.is_empty();
-    Some(Pipeline { profile, salt: salt.unwrap_or_default(), pools, programs, vars, stages, overridden })
+    Some(Pipeline {
+        profile,
+        salt: salt.unwrap_or_default(),
+        pools,
+        programs,
+        licences,
+        vars,
+        stages,
+        overridden,
+    })
 }
 
 fn check_version(node: &Node, root: &fields::Fields, sink: &mut Sink) {

@@ -147,6 +147,8 @@ pub struct Pipeline {
     pub pools: BTreeMap<String, u32>,
     /// Executables that the pipeline builds itself, by name.
     pub programs: BTreeMap<String, Program>,
+    /// Licences of sources, by id.
+    pub licences: BTreeMap<String, Licence>,
     /// The variables in force, after the profile and the overrides.
     pub vars: BTreeMap<String, Value>,
     /// Instances in declared order; the axes of a matrix vary with the last one fastest.
@@ -180,6 +182,21 @@ pub struct Program {
     pub sources: Vec<String>,
     /// Where it is declared.
     pub location: Location,
+}
+
+/// Under which terms a source comes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Licence {
+    /// What people call it.
+    pub name: String,
+    /// What it says, in a line or two; empty where its name says all.
+    pub terms: String,
+    /// Where it can be read.
+    pub url: Option<String>,
+    /// Whether a person must accept it before anything comes under it.
+    pub consent: bool,
+    /// Whether what is made from it may be passed on.
+    pub redistribute: bool,
 }
 
 /// What a stage runs.
@@ -261,6 +278,8 @@ pub struct Stage {
     pub params: BTreeMap<String, Value>,
     /// The promised files of a fixed stage, by path in the output.
     pub files: Option<BTreeMap<String, Promise>>,
+    /// The licence of a source, by id.
+    pub licence: Option<String>,
     /// A folder of the repository that gets a copy of the output.
     pub publish: Option<String>,
     /// Where it is declared.

@@ -22,6 +22,7 @@ use crate::executor::{self, Control, Executor, Job, Update, local::Local};
 use crate::job::{Folder, Reach};
 use crate::keys::{Keyed, Keys, Output};
 use crate::lease::{self, Acquired, Lease};
+use crate::licence;
 use crate::lock::{self, Locked};
 use crate::pipeline::{Input, Kind, Source, StageId};
 use crate::progress;
@@ -63,6 +64,10 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
     let wanted = session.graph.upstream(&targets);
     let publishes = publishes(&session, &wanted)?;
     check_inputs(&session, &wanted)?;
+    if args.locked {
+        check_locked(&session, &wanted)?;
+    }
+    licence::demand(&session, &wanted, &args.accept_licence)?;
     let mut views: Vec<Box<dyn View>> =
         vec![progress::view(global.color), Box::new(progress::EventLog::new(session.store.cache()))];
     let mut emit = |event: Event| views.iter_mut().for_each(|view| view.event(&event));
@@ -205,6 +210,20 @@ fn check_inputs(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
         })
         .collect();
     if found.is_empty() { Ok(()) } else { Err(Error::input(found.join("\n"))) }
+}
+
+/// Refuses sources that are neither pinned nor recorded.
+fn check_locked(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
+    let unknown = |id: &&StageId| {
+        let stage = session.stage(**id);
+        stage.kind.fixed && !action::is_pinned(stage) && !session.lock.sources.contains_key(&stage.name)
+    };
+    let Some(stage) = wanted.iter().find(unknown).map(|id| session.stage(*id)) else { return Ok(()) };
+    Err(Error::input(format!(
+        "{}: {}: --locked: neither the pipeline nor pipeline.lock knows the bytes of this source\n  hint: run once without \
+         --locked, and commit pipeline.lock",
+        stage.location, stage.name
+    )))
 }
 
 struct Run<'a> {
@@ -566,6 +585,21 @@ impl<'a> Run<'a> {
                 made.tree.short()
             )));
         }
+        if of.kind.fixed
+            && !action::is_pinned(of)
+            && let Some(before) = session.lock.sources.get(&of.name)
+        {
+            let differs = |(path, sha256, size): &&(String, String, u64)| {
+                before.files.get(path).is_some_and(|file| file.sha256 != *sha256 || file.size != *size)
+            };
+            if let Some((path, sha256, _)) = made.files.iter().find(differs) {
+                return Err(Error::input(format!(
+                    "{path}: other bytes came than pipeline.lock recorded\n  recorded sha256 {}\n  found    sha256 {sha256}\n  \
+                     hint: the source has changed; if that is right, delete its line in pipeline.lock",
+                    before.files[path].sha256
+                )));
+            }
+        }
         let manifest = session.store.put_manifest(&keyed.manifest.lines)?;
         let result = ActionResult {
             key: keyed.key,
@@ -591,13 +625,7 @@ impl<'a> Run<'a> {
             let files = made.files.iter().map(|(path, sha256, size)| {
                 (path.clone(), lock::SourceFile { sha256: sha256.clone(), size: *size })
             });
-            let source = lock::Source { licence: None, files: files.collect() };
-            if let Some(before) = session.lock.sources.get(&of.name)
-                && before.files != source.files
-            {
-                let text = format!("{}: other bytes came than pipeline.lock recorded for it", of.name);
-                self.emit(Event::Warning { text });
-            }
+            let source = lock::Source { licence: of.licence.clone(), files: files.collect() };
             self.sources.insert(of.name.clone(), source);
         }
         Ok(())

@@ -48,6 +48,7 @@ fn parts() -> Parts {
             ("map".into(), Value::Map(BTreeMap::from([("a".into(), Value::Null)]))),
         ]),
         files: None,
+        licence: None,
         publish: None,
         location: Location { file: "pipeline.yaml".into(), line: 9, column: 3 },
     };

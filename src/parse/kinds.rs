@@ -7,7 +7,7 @@ use super::expression::{Scope, evaluate, text_of};
 use super::fields::{self, Fields};
 use super::report::{At, Path, Problem, Shown, Sink, nearest, suggest};
 use super::yaml::{Data, Key, Node};
-use crate::pipeline::{Command, Kind, Program, Repeatable};
+use crate::pipeline::{Command, Kind, Licence, Program, Repeatable};
 
 /// Pools that exist without being declared.
 pub const POOLS: [&str; 4] = ["cpu", "gpu", "gpu-memory", "network"];
@@ -24,6 +24,7 @@ const MAX_TIMEOUT: i64 = 366 * 86_400;
 pub struct Known<'a> {
     pub programs: &'a BTreeMap<String, Program>,
     pub pools: &'a BTreeMap<String, u32>,
+    pub licences: &'a BTreeMap<String, Licence>,
 }
 
 pub fn pools(root: &Fields, scope: &Scope, sink: &mut Sink) -> BTreeMap<String, u32> {

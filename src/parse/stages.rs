@@ -7,6 +7,7 @@ use super::expression::{Scope, evaluate};
 use super::fields::{self, Fields};
 use super::inputs::Resolver;
 use super::kinds::{self, Known, OWN_FIELDS, SHARED_FIELDS};
+use super::licences;
 use super::matrix::{self, MAX_INSTANCES, Matrix};
 use super::report::{Path, Problem, Shown, Sink, suggest};
 use super::yaml::{Data, Key, Node};
@@ -14,7 +15,7 @@ use crate::pattern::{Index, write_name};
 use crate::pipeline::{Command, Input, Kind, Promise, Source, Stage, Value};
 
 /// Fields of a stage beside those of a kind.
-const FIELDS: [&str; 7] = ["kind", "matrix", "where", "in", "params", "files", "publish"];
+const FIELDS: [&str; 8] = ["kind", "matrix", "where", "in", "params", "files", "licence", "publish"];
 /// The longest name of an instance; it is part of file names.
 const MAX_NAME: usize = 200;
 /// After so many wrong instances of one stage the others are not looked at.
@@ -131,6 +132,7 @@ impl Reader<'_> {
         };
         let params = params(fields, is_shell, &scope, path, sink);
         let files = files(base, kind.as_deref(), &scope, path, sink);
+        let licence = licences::of_stage(fields, kind.as_deref(), self.known.licences, &scope, path, sink);
         let publish = publish(fields, &scope, path, sink);
         Some(Stage {
             name,
@@ -140,6 +142,7 @@ impl Reader<'_> {
             inputs,
             params,
             files,
+            licence,
             publish,
             location: sink.location(base.key.at),
         })
