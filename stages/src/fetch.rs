@@ -1,12 +1,16 @@
 //! fetch: the promised files of a source, from the Hub, a mirror or the repository itself; size and SHA-256 of each are
 //! checked before it is put in place. Knows variants and promises; knows no content.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use crate::hub::{Hub, Place, RepoType, Resolve};
@@ -19,8 +23,9 @@ pub struct Params {
     /// `owner/name` on the Hub.
     repo: String,
     repo_type: RepoType,
-    /// The pinned commit, 40 hexadecimal digits.
-    revision: String,
+    /// The pinned commit, 40 hexadecimal digits; only files that come from the Hub's repository need one.
+    #[serde(default)]
+    revision: Option<String>,
     variant: Variant,
     /// The licence of the data, for the report.
     #[serde(default)]
@@ -33,6 +38,12 @@ pub struct Params {
     /// A bundled variant's folder in the repository.
     #[serde(default)]
     path: Option<PathBuf>,
+    /// Files that lie at plain URLs instead of on the Hub; the first URL that gives the file is taken.
+    #[serde(default)]
+    urls: BTreeMap<String, Vec<String>>,
+    /// The SHA-1 that git gives a file, where that is what is known of it.
+    #[serde(default)]
+    git: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -66,10 +77,11 @@ pub fn fetch(
     scratch: &Path,
     out: &Path,
 ) -> Result<()> {
-    if params.revision.len() != 40 || !params.revision.bytes().all(|b| b.is_ascii_hexdigit()) {
+    if let Some(revision) = &params.revision
+        && (revision.len() != 40 || !revision.bytes().all(|b| b.is_ascii_hexdigit()))
+    {
         return Err(bad(format!(
-            "params.revision: `{}` is no commit: 40 hexadecimal digits are expected (a branch would move)",
-            params.revision
+            "params.revision: `{revision}` is no commit: 40 hexadecimal digits are expected (a branch would move)"
         )));
     }
     let is_name = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
@@ -81,19 +93,56 @@ pub fn fetch(
             return Err(bad(format!("fixed.files: `{file}` is not a path inside the repository")));
         }
     }
-    let total: u64 = fixed.files.values().filter_map(|promise| promise.size).sum();
-    let mut done = 0;
-    for (file, promise) in &fixed.files {
-        let part = scratch.join("parts").join(file);
-        let before = done;
-        let seen = |bytes: u64| progress(before + bytes, total.max(before + bytes + 1), file);
-        let bring = || bring(params, fixed, offline, hub, file, promise, &part, &seen);
-        bring().with_context(|| format!("{}: {file}", params.repo))?;
-        done += place(&part, &out.join(file))?;
-        progress(done, total.max(done), file);
+    let named = params.urls.keys().map(|file| ("urls", file));
+    for (name, file) in named.chain(params.git.keys().map(|file| ("git", file))) {
+        if !fixed.files.contains_key(file) {
+            return Err(bad(format!("params.{name}: `{file}` is none of the promised files")));
+        }
     }
-    Ok(())
+    let total: u64 = fixed.files.values().filter_map(|promise| promise.size).sum();
+    let done: Vec<AtomicU64> = fixed.files.keys().map(|_| AtomicU64::new(0)).collect();
+    let queue = Mutex::new(fixed.files.iter().enumerate());
+    let failed = AtomicBool::new(false);
+    let worker = || -> Vec<(usize, anyhow::Error)> {
+        let mut errors = Vec::new();
+        while !failed.load(Ordering::Relaxed) {
+            let next = queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).next();
+            let Some((i, (file, promise))) = next else { break };
+            let seen = |bytes: u64| {
+                done[i].store(bytes, Ordering::Relaxed);
+                let all: u64 = done.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum();
+                progress(all, total.max(all + 1), file);
+            };
+            let part = scratch.join("parts").join(file);
+            let one = || -> Result<u64> {
+                bring(params, fixed, offline, hub, file, promise, &part, &seen)?;
+                place(&part, &out.join(file))
+            };
+            match one().with_context(|| format!("{}: {file}", params.repo)) {
+                Ok(size) => seen(size),
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    errors.push((i, error));
+                }
+            }
+        }
+        errors
+    };
+    let workers = PARALLEL.min(fixed.files.len());
+    let mut errors: Vec<(usize, anyhow::Error)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.flat_map(|errors| errors.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    errors.sort_by_key(|(i, _)| *i);
+    match errors.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
 }
+
+/// Files that are brought at the same time.
+const PARALLEL: usize = 4;
 
 /// Brings a file to `part` from wherever the variant has it, and checks it there.
 #[allow(clippy::too_many_arguments)]
@@ -108,13 +157,14 @@ fn bring(
     seen: &dyn Fn(u64),
 ) -> Result<()> {
     let below = |root: &Path| root.join(params.repo_type.folder()).join(&params.repo).join(file);
+    let check = |from: &str| check(part, promise, params.git.get(file).map(String::as_str), from);
     match params.variant {
         Variant::Bundled => {
             let folder =
                 params.path.as_ref().ok_or_else(|| bad("params.path: missing, a bundled variant has one"))?;
             let source = below(&fixed.root.join(folder));
             copy(&source, part, "not in the repository", "the checkout is not complete: restore the file")?;
-            return check(part, promise, &source.display().to_string());
+            return check(&source.display().to_string());
         }
         Variant::Mirror | Variant::Hub => {}
     }
@@ -129,7 +179,7 @@ fn bring(
                     params.repo
                 );
                 copy(&source, part, "not in the mirror", &hint)?;
-                return check(part, promise, &source.display().to_string());
+                return check(&source.display().to_string());
             }
             format!(", and {} does not exist", source.display())
         }
@@ -145,18 +195,42 @@ fn bring(
             "offline: the network may not be used{looked}\nhint: leave out --offline (HF_HUB_OFFLINE), or use --mirror DIR"
         )));
     }
-    let place = Place {
-        repo: params.repo.clone(),
-        repo_type: params.repo_type,
-        revision: params.revision.to_lowercase(),
+    let on_hub = || -> Result<()> {
+        let revision = params.revision.as_ref().ok_or_else(|| {
+            bad("params.revision: missing: a file that has no URL of its own is asked for at a pinned commit")
+        })?;
+        let place = Place {
+            repo: params.repo.clone(),
+            repo_type: params.repo_type,
+            revision: revision.to_lowercase(),
+        };
+        hub.bring(&place, file, promise.size, part, seen)
     };
+    let download = || match params.urls.get(file) {
+        None => on_hub(),
+        Some(urls) => {
+            let mut last = Err(bad(format!("params.urls: no URL for `{file}`")));
+            for url in urls {
+                last = hub.bring_url(url, promise.size, part, seen);
+                match &last {
+                    Err(error) if Some(url) != urls.last() => {
+                        eprintln!("fetch: {error:#}; trying the next URL")
+                    }
+                    _ => break,
+                }
+            }
+            last
+        }
+    };
+    let from =
+        if params.urls.contains_key(file) { "what came from its URL" } else { "what came from the Hub" };
     let resumed = fs::metadata(part).is_ok_and(|m| m.len() > 0);
-    hub.bring(&place, file, promise.size, part, seen)?;
-    match check(part, promise, "what came from the Hub") {
+    download()?;
+    match check(from) {
         // The beginning may have been another file's: once more, from nothing.
         Err(_) if resumed => {
-            hub.bring(&place, file, promise.size, part, seen)?;
-            check(part, promise, "what came from the Hub")
+            download()?;
+            check(from)
         }
         checked => checked,
     }
@@ -186,8 +260,8 @@ fn copy(source: &Path, part: &Path, missing: &str, hint: &str) -> Result<()> {
 
 /// Compares a file with its promise. One that does not fit is removed, so that nothing wrong is kept. `from` says
 /// where it came from.
-fn check(part: &Path, promise: &Promise, from: &str) -> Result<()> {
-    let checked = compare(part, promise, from);
+fn check(part: &Path, promise: &Promise, git: Option<&str>, from: &str) -> Result<()> {
+    let checked = compare(part, promise, from).and_then(|()| compare_git(part, git, from));
     if checked.is_err() {
         fs::remove_file(part).with_context(|| part.display().to_string())?;
     }
@@ -218,6 +292,25 @@ fn compare(part: &Path, promise: &Promise, from: &str) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Compares a file with the SHA-1 that git gives it.
+fn compare_git(part: &Path, promised: Option<&str>, from: &str) -> Result<()> {
+    let Some(promised) = promised else { return Ok(()) };
+    let read = || -> io::Result<String> {
+        let mut hasher = Sha1::new();
+        hasher.update(format!("blob {}\0", fs::metadata(part)?.len()));
+        io::copy(&mut File::open(part)?, &mut hasher)?;
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    };
+    let found = read().with_context(|| part.display().to_string())?;
+    if found.eq_ignore_ascii_case(promised) {
+        return Ok(());
+    }
+    Err(bad(format!(
+        "{from}: wrong digest\n  promised git blob {promised}\n  found    git blob {found}\n\
+         hint: these are other bytes than the pipeline pins for this variant; is it the right variant?"
+    )))
 }
 
 /// What a file is that should be none of it: an HTML page, a Git LFS pointer, nothing at all.

@@ -46,8 +46,8 @@ impl RepoType {
     }
 }
 
-/// Something that can bring a file of a repository.
-pub trait Hub {
+/// Something that can bring a file of a repository. Files are brought in parallel.
+pub trait Hub: Sync {
     /// Brings `file` to `part`, which may hold its beginning from an earlier try. `size` is the promised length, where
     /// one is known; `seen` is told how many bytes are there. On success `part` is as long as the server said.
     ///
@@ -60,6 +60,16 @@ pub trait Hub {
         part: &Path,
         seen: &dyn Fn(u64),
     ) -> Result<()>;
+
+    /// As [`Hub::bring`], a file that lies at a plain URL.
+    fn bring_url(&self, url: &str, size: Option<u64>, part: &Path, seen: &dyn Fn(u64)) -> Result<()>;
+}
+
+/// A file to ask for.
+struct Target<'a> {
+    url: String,
+    /// Where it lies on the Hub, and its name there; `None` for a plain URL.
+    on_hub: Option<(&'a Place, &'a str)>,
 }
 
 /// The client of the resolve route: plain HTTP with Range, on ureq.
@@ -155,8 +165,7 @@ impl Resolve {
     /// One try to bring the rest of a file.
     fn once(
         &self,
-        place: &Place,
-        file: &str,
+        target: &Target<'_>,
         size: Option<u64>,
         part: &Path,
         seen: &dyn Fn(u64),
@@ -167,8 +176,8 @@ impl Resolve {
             return Ok(());
         }
         let have = if size.is_some_and(|size| have > size) { 0 } else { have };
-        let url = self.url(place, file);
-        let (response, linked) = self.get(&url, have)?;
+        let url = &target.url;
+        let (response, linked) = self.get(url, have)?;
         let status = response.status().as_u16();
         let start = match status {
             200 => 0,
@@ -186,13 +195,13 @@ impl Resolve {
                     self.restart(part, format!("{url}: the part that is here is longer than the file"))
                 );
             }
-            _ => return Err(self.refused(place, file, &url, response)),
+            _ => return Err(self.refused(target, response)),
         };
         let is_html = |r: &Response<Body>| {
             let kind = r.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
             kind.is_some_and(|kind| kind.starts_with("text/html"))
         };
-        if is_html(&response) && !file.ends_with(".html") {
+        if is_html(&response) && !url.ends_with(".html") {
             let what = format!(
                 "{url}: an HTML page came instead of the file\nhint: a proxy, a login page or a wrong HF_ENDPOINT answers in the Hub's place"
             );
@@ -208,7 +217,7 @@ impl Resolve {
             let what = format!("{url}: wrong size: {total} bytes are offered, {promised} are promised");
             return Err(Failure::Final(bad(what)));
         }
-        self.receive(response, part, start, size.or(total).or(linked), seen, &url)
+        self.receive(response, part, start, size.or(total).or(linked), seen, url)
     }
 
     /// Writes the body from `start` on. The file must become `total` bytes long, where that is known.
@@ -269,15 +278,26 @@ impl Resolve {
     }
 
     /// What a status that is no success means, and what can be done about it.
-    fn refused(&self, place: &Place, file: &str, url: &str, response: Response<Body>) -> Failure {
+    fn refused(&self, target: &Target<'_>, response: Response<Body>) -> Failure {
+        let url = &target.url;
         let status = response.status().as_u16();
         let header =
             |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
         let code = header("x-error-code").to_string();
         let wait = header("retry-after").parse().ok().map(Duration::from_secs);
-        let repo = &place.repo;
         let is_final =
             |what: String, hint: String| Failure::Final(bad(format!("{url}: {what}\nhint: {hint}")));
+        match status {
+            429 => return Failure::Again(format!("{url}: 429: too many requests"), wait),
+            408 | 500..=599 => return Failure::Again(format!("{url}: {status}: the server failed"), wait),
+            401 | 403 | 404 => {}
+            _ => return Failure::Final(anyhow!("{url}: unexpected status {status}")),
+        }
+        let Some((place, file)) = target.on_hub else {
+            let what = format!("{status}: the server does not give this file");
+            return is_final(what, "it may have moved; --mirror DIR uses a copy".to_string());
+        };
+        let repo = &place.repo;
         match (status, code.as_str()) {
             (401, _) if self.token.is_none() => is_final(
                 format!("401: {repo} is private, gated or does not exist"),
@@ -299,33 +319,24 @@ impl Resolve {
                 format!("404: no file {file} at revision {}", place.revision),
                 "compare the name with the repository's list of files".to_string(),
             ),
-            (404, _) => is_final(
+            _ => is_final(
                 format!("404: no repository {repo}, or no file {file} in it"),
                 "it may have moved; --mirror DIR uses a copy".to_string(),
             ),
-            (429, _) => Failure::Again(format!("{url}: 429: too many requests"), wait),
-            (408 | 500..=599, _) => Failure::Again(format!("{url}: {status}: the server failed"), wait),
-            _ => Failure::Final(anyhow!("{url}: unexpected status {status}")),
         }
     }
 }
 
-impl Hub for Resolve {
-    fn bring(
-        &self,
-        place: &Place,
-        file: &str,
-        size: Option<u64>,
-        part: &Path,
-        seen: &dyn Fn(u64),
-    ) -> Result<()> {
+impl Resolve {
+    /// Tries until the file is there, nothing came for some tries, or another try cannot help.
+    fn persist(&self, target: &Target<'_>, size: Option<u64>, part: &Path, seen: &dyn Fn(u64)) -> Result<()> {
         if let Some(folder) = part.parent() {
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
         let length = || std::fs::metadata(part).map_or(0, |m| m.len());
         let (mut idle, mut best) = (0, length());
         for attempt in 1..=ALL_TRIES {
-            let (what, wait) = match self.once(place, file, size, part, seen) {
+            let (what, wait) = match self.once(target, size, part, seen) {
                 Ok(()) => return Ok(()),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Again(what, wait)) => (what, wait),
@@ -341,7 +352,25 @@ impl Hub for Resolve {
             eprintln!("fetch: {what}; again in {} s", pause.as_secs_f32());
             sleep(pause);
         }
-        Err(anyhow!("{file}: not brought"))
+        Err(anyhow!("{}: not brought", target.url))
+    }
+}
+
+impl Hub for Resolve {
+    fn bring(
+        &self,
+        place: &Place,
+        file: &str,
+        size: Option<u64>,
+        part: &Path,
+        seen: &dyn Fn(u64),
+    ) -> Result<()> {
+        let target = Target { url: self.url(place, file), on_hub: Some((place, file)) };
+        self.persist(&target, size, part, seen)
+    }
+
+    fn bring_url(&self, url: &str, size: Option<u64>, part: &Path, seen: &dyn Fn(u64)) -> Result<()> {
+        self.persist(&Target { url: url.to_string(), on_hub: None }, size, part, seen)
     }
 }
 

@@ -460,6 +460,71 @@ fn a_mirror() {
 }
 
 #[test]
+fn files_at_plain_urls() {
+    let server = Server::start(|_, request, stream| match request.path.as_str() {
+        "/b/x.csv" => file(stream, request, &content(), 60_000),
+        _ => say(stream, "404 No", &[], b""),
+    });
+    // What `git hash-object` does.
+    let git: String = {
+        use sha1::Digest as _;
+        let mut hasher = sha1::Sha1::new();
+        hasher.update(b"blob 100000\0");
+        hasher.update(content());
+        hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let folders = Folders::new();
+    let run = |urls: Value, git: &str| {
+        let params = json!({"repo": "o/n", "repo_type": "dataset", "revision": REVISION, "variant": "hub",
+                            "urls": {FILE: urls}, "git": {FILE: git}});
+        let params: Params = serde_json::from_value(params).unwrap();
+        let scratch = folders.0.path().join("scratch");
+        fetch(&params, &unpinned(), false, &server.hub_with(Some("secret")), &scratch, &folders.out())
+    };
+    let good = format!("{}/b/x.csv", server.url);
+    // A token is for the Hub's own files; the test's plain server stands elsewhere in real life.
+    run(json!([format!("{}/a/x.csv", server.url), good]), &git).unwrap();
+    folders.holds(&content());
+    let paths: Vec<String> = server.requests().iter().map(|r| r.path.clone()).collect();
+    assert_eq!(paths, ["/a/x.csv", "/b/x.csv", "/b/x.csv"]);
+
+    fs::remove_dir_all(folders.out()).unwrap();
+    let error = format!("{:#}", run(json!([good]), &"0".repeat(40)).unwrap_err());
+    let expected = format!(
+        "what came from its URL: wrong digest\n  promised git blob {}\n  found    git blob {git}",
+        "0".repeat(40)
+    );
+    assert!(error.contains(&expected), "{error}");
+    assert!(!folders.out().exists() && !folders.part().exists());
+
+    let error = format!("{:#}", run(json!([format!("{}/a/x.csv", server.url)]), &git).unwrap_err());
+    assert!(error.contains("/a/x.csv: 404: the server does not give this file\nhint: "), "{error}");
+}
+
+#[test]
+fn files_come_side_by_side() {
+    let server = Server::start(|_, request, stream| {
+        std::thread::sleep(Duration::from_millis(200));
+        file(stream, request, &content(), usize::MAX);
+    });
+    let folders = Folders::new();
+    let promise = json!({"sha256": sha256(&content()), "size": 100_000});
+    let files: serde_json::Map<String, Value> = (0..8).map(|i| (format!("f{i}"), promise.clone())).collect();
+    let mut fixed = json!({"files": files, "root": "/", "mirror": null, "offline": false});
+    let start = std::time::Instant::now();
+    folders.fetch("hub", &serde_json::from_value(fixed.clone()).unwrap(), &server.hub()).unwrap();
+    assert!(start.elapsed() < Duration::from_millis(1200), "{:?}", start.elapsed());
+    assert!((0..8).all(|i| fs::read(folders.out().join(format!("f{i}"))).unwrap() == content()));
+    // Of several errors the first file's is told; the files behind it are not asked for.
+    for i in [0, 1] {
+        fixed["files"][format!("f{i}")] = json!({"sha256": sha256(&content()), "size": 99});
+    }
+    let error = folders.fetch("hub", &serde_json::from_value(fixed).unwrap(), &server.hub()).unwrap_err();
+    let text = format!("{error:#}");
+    assert!(text.contains("wrong size: 100000 bytes are offered, 99 are promised"), "{text}");
+}
+
+#[test]
 fn bundled_files() {
     let folders = Folders::new();
     let server = Server::start(|_, _, _| {});
