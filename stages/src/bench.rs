@@ -12,7 +12,10 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::time::Instant;
 
-const USAGE: &str = "usage: stages bench MODEL [--batch B] [--threads T] [--steps K] [--image N] [--channels C] \
+mod decode;
+
+const USAGE: &str = "usage: stages bench decode FOLDER [--threads T] [--rounds R] [--out FILE], or\n\
+                     stages bench MODEL [--batch B] [--threads T] [--steps K] [--image N] [--channels C] \
                      [--classes K] [--sequence L]\nMODEL: resnet<depth>[b] (CIFAR), resnet50, wide-resnet50, mlp, \
                      linear, bert-base, minilm, or a model's params as JSON";
 
@@ -30,6 +33,10 @@ struct Request {
 ///
 /// Errors: words that it does not know; what building and running a model may report.
 pub fn run(words: &[String]) -> Result<()> {
+    if let Some(("decode", rest)) = words.split_first().map(|(word, rest)| (word.as_str(), rest)) {
+        println!("{}", decode::run(rest)?);
+        return Ok(());
+    }
     let request = parse(words)?;
     let line = measure(&request)?;
     println!("{line}");

@@ -2,7 +2,7 @@
 //! knows no data set.
 
 use anyhow::{Result, anyhow, bail};
-use image::{DynamicImage, ImageFormat, ImageReader};
+use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader};
 
 use super::Fit;
 use super::resize::{crop, resize};
@@ -50,7 +50,13 @@ pub fn open(bytes: &[u8]) -> Result<DynamicImage> {
         let start: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         bail!("neither PNG nor JPEG ({} bytes that start with {start})", bytes.len());
     }
-    reader.decode().map_err(|e| anyhow!("cannot be decoded: {e}"))
+    let cannot = |e: image::ImageError| anyhow!("cannot be decoded: {e}");
+    let decoder = reader.into_decoder().map_err(cannot)?;
+    // The decoder would turn the four inks into colours by a rule of its own.
+    if decoder.original_color_type() == ExtendedColorType::Cmyk8 {
+        bail!("a JPEG of four inks (CMYK) where grey or red, green, blue is expected");
+    }
+    DynamicImage::from_decoder(decoder).map_err(cannot)
 }
 
 #[cfg(test)]

@@ -39,37 +39,117 @@ pub fn resize(image: &[u8], size: (usize, usize), to: (usize, usize), channels: 
     let wide = if width == to_width {
         image.to_vec()
     } else {
-        let windows = windows(width, to_width);
-        let mut out = Vec::with_capacity(height * to_width * channels);
-        for row in image.chunks_exact(width * channels) {
-            for window in &windows {
-                let pixels = row[window.first * channels..].chunks_exact(channels);
-                // One more than the channels there are costs less than a loop of unknown length.
-                let mut sums = [1 << (PRECISION - 1); 4];
-                for (pixel, &coefficient) in pixels.zip(&window.coefficients) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += i32::from(v) * coefficient);
-                }
-                out.extend(sums[..channels].iter().map(|&sum| pixel(sum)));
-            }
-        }
-        out
+        across(image, (height, width), &windows(width, to_width), channels)
     };
-    if height == to_height {
-        return wide;
+    if height == to_height { wide } else { down(&wide, &windows(height, to_height), to_width * channels) }
+}
+
+/// Each row by itself.
+fn across(image: &[u8], size: (usize, usize), windows: &[Window], channels: usize) -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    if channels == 3 && is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { across_avx2(image, size, windows) };
     }
-    let length = to_width * channels;
-    let mut out = Vec::with_capacity(to_height * length);
-    let mut sums = vec![0; length];
-    for window in windows(height, to_height) {
-        sums.fill(1 << (PRECISION - 1));
-        for (row, &coefficient) in
-            wide[window.first * length..].chunks_exact(length).zip(&window.coefficients)
-        {
-            sums.iter_mut().zip(row).for_each(|(sum, &v)| *sum += i32::from(v) * coefficient);
+    match channels {
+        3 => across_colour(image, size, windows),
+        _ => across_any(image, size, windows, channels),
+    }
+}
+
+fn across_any(image: &[u8], size: (usize, usize), windows: &[Window], channels: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(size.0 * windows.len() * channels);
+    for row in image.chunks_exact(size.1 * channels) {
+        for window in windows {
+            let pixels = row[window.first * channels..].chunks_exact(channels);
+            let mut sums = [1 << (PRECISION - 1); 4];
+            for (pixel, &coefficient) in pixels.zip(&window.coefficients) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += i32::from(v) * coefficient);
+            }
+            out.extend(sums[..channels].iter().map(|&sum| pixel(sum)));
         }
-        out.extend(sums.iter().map(|&sum| pixel(sum)));
     }
     out
+}
+
+/// Three channels, read and written four bytes at a time: the fourth is the next pixel's and is not used.
+#[inline(always)]
+fn across_colour(image: &[u8], size: (usize, usize), windows: &[Window]) -> Vec<u8> {
+    let mut padded = image.to_vec();
+    padded.push(0);
+    let length = windows.len() * 3;
+    let mut out = vec![0; size.0 * length + 1];
+    for (y, row) in out[..size.0 * length].chunks_exact_mut(length).enumerate() {
+        let from = &padded[y * size.1 * 3..][..size.1 * 3 + 1];
+        for (window, out) in windows.iter().zip(row.chunks_exact_mut(3)) {
+            let mut sums = [1 << (PRECISION - 1); 4];
+            let mut at = window.first * 3;
+            for &coefficient in &window.coefficients {
+                let pixel = [from[at], from[at + 1], from[at + 2], from[at + 3]];
+                for c in 0..4 {
+                    sums[c] += i32::from(pixel[c]) * coefficient;
+                }
+                at += 3;
+            }
+            let bytes = sums.map(pixel);
+            out.copy_from_slice(&bytes[..3]);
+        }
+    }
+    out.truncate(size.0 * length);
+    out
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn across_avx2(image: &[u8], size: (usize, usize), windows: &[Window]) -> Vec<u8> {
+    across_colour(image, size, windows)
+}
+
+/// Each column by itself; rows are `length` bytes.
+fn down(image: &[u8], windows: &[Window], length: usize) -> Vec<u8> {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { down_avx2(image, windows, length) };
+    }
+    down_any(image, windows, length)
+}
+
+#[inline(always)]
+fn down_any(image: &[u8], windows: &[Window], length: usize) -> Vec<u8> {
+    /// Columns at a time: their sums stay in registers.
+    const LANES: usize = 32;
+    let mut out = vec![0; windows.len() * length];
+    for (window, out) in windows.iter().zip(out.chunks_exact_mut(length)) {
+        let rows = &image[window.first * length..];
+        let mut blocks = out.chunks_exact_mut(LANES);
+        let mut at = 0;
+        for out in &mut blocks {
+            let mut sums = [1 << (PRECISION - 1); LANES];
+            for (row, &coefficient) in rows.chunks_exact(length).zip(&window.coefficients) {
+                let row = &row[at..at + LANES];
+                for i in 0..LANES {
+                    sums[i] += i32::from(row[i]) * coefficient;
+                }
+            }
+            for i in 0..LANES {
+                out[i] = pixel(sums[i]);
+            }
+            at += LANES;
+        }
+        for (i, out) in blocks.into_remainder().iter_mut().enumerate() {
+            let column = rows.chunks_exact(length).map(|row| i32::from(row[at + i]));
+            let terms = column.zip(&window.coefficients).map(|(v, &coefficient)| v * coefficient);
+            *out = pixel((1 << (PRECISION - 1)) + terms.sum::<i32>());
+        }
+    }
+    out
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn down_avx2(image: &[u8], windows: &[Window], length: usize) -> Vec<u8> {
+    down_any(image, windows, length)
 }
 
 /// The middle of an image, as torchvision's `center_crop` cuts it (odd rests are rounded half to even). `to` is not
