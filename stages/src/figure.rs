@@ -14,6 +14,8 @@ use crate::stats::Summary;
 use crate::table::{Fidelity, dataset_label, sources};
 use crate::theory;
 
+mod groups;
+
 /// The version of `figure.json`.
 pub const VERSION: u32 = 1;
 
@@ -25,6 +27,10 @@ pub enum Layout {
     Figure2,
     /// Angles against the imbalance ratio.
     Figure3,
+    /// Errors against the width of a network, groups that are not classes.
+    Figure4b,
+    /// The chosen epoch against that width.
+    Figure5,
 }
 
 #[derive(Deserialize)]
@@ -40,6 +46,9 @@ struct Params {
     /// Figure 3: the number of classes, half of them majority classes.
     #[serde(default)]
     classes: Option<u32>,
+    /// Figures 4b and 5: the axes of the stages that are shown.
+    #[serde(default)]
+    axes: Vec<String>,
 }
 
 /// A figure: what `figure.json` holds.
@@ -65,17 +74,21 @@ struct Drawing {
 /// Runs the stage. Inputs: `metrics` (evaluate stages), for figure 3 also `geometry`. Output: `figure.{svg,html,csv,json}`.
 pub fn run(job: Job) -> Result<()> {
     let params: Params = job.params()?;
-    let metrics = runs::evaluated(&job.inputs("metrics")?)?;
+    let inputs = job.inputs("metrics")?;
+    let metrics = || runs::evaluated(&inputs);
     let drawing = match params.layout {
+        Layout::Figure4b | Layout::Figure5 => {
+            groups::draw(params.layout, &crate::groups::read(&inputs, &params.axes)?)?
+        }
         Layout::Figure2 => {
-            figure2(&metrics, params.ratio.ok_or_else(|| bad("params: ratio: missing for figure2"))?)?
+            figure2(&metrics()?, params.ratio.ok_or_else(|| bad("params: ratio: missing for figure2"))?)?
         }
         Layout::Figure3 => {
             let gamma = params.gamma.ok_or_else(|| bad("params: gamma: missing for figure3"))?;
             let classes = params.classes.filter(|k| *k >= 4 && k % 2 == 0);
             let classes =
                 classes.ok_or_else(|| bad("params: classes: an even number of at least 4 is expected"))?;
-            figure3(&metrics, &runs::shaped(&job.inputs("geometry")?)?, gamma, classes)?
+            figure3(&metrics()?, &runs::shaped(&job.inputs("geometry")?)?, gamma, classes)?
         }
     };
     let looks = looks(&drawing.panels);

@@ -11,6 +11,7 @@ pub mod fetch;
 pub mod figure;
 pub mod geometry;
 pub mod grid;
+pub mod groups;
 pub mod hub;
 pub mod identity;
 pub mod job;

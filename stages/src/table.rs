@@ -10,6 +10,8 @@ use crate::job::{self, Job, bad};
 use crate::runs::{self, Evaluated, Method, Run, Runs, quantity};
 use crate::stats::{self, Summary};
 
+mod groups;
+
 /// The version of `table.json`.
 pub const VERSION: u32 = 1;
 
@@ -21,14 +23,20 @@ pub enum Layout {
     Table1,
     /// Worst-class accuracy of ERM, IW and IT: the label-shift rows of Table 2.
     Table2Shift,
+    /// Worst-group accuracy by data set, network and weight decay: its other rows.
+    Table2Groups,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Params {
     layout: Layout,
-    /// The gammas that get rows of their own, beside the best one.
+    /// Label shift: the gammas that get rows of their own, beside the best one.
+    #[serde(default)]
     gammas: Vec<f64>,
+    /// Groups: the axes of the stages that are shown.
+    #[serde(default)]
+    axes: Vec<String>,
 }
 
 /// A table: what `table.json` holds.
@@ -62,8 +70,11 @@ pub struct Fidelity {
 pub fn run(job: Job) -> Result<()> {
     let params: Params = job.params()?;
     let claims = Claims::read(&job.input("claims")?)?;
-    let runs = runs::evaluated(&job.inputs("metrics")?)?;
-    let table = build(&params, &claims, &runs)?;
+    let metrics = job.inputs("metrics")?;
+    let table = match params.layout {
+        Layout::Table2Groups => groups::build(&claims, &crate::groups::read(&metrics, &params.axes)?),
+        Layout::Table1 | Layout::Table2Shift => build(&params, &claims, &runs::evaluated(&metrics)?)?,
+    };
     let out = |name: &str| job.out().join(name);
     job::write(&out("table.html"), html(&table).as_bytes())?;
     job::write(&out("table.md"), table.text(Grid::markdown, "## ", "\n").as_bytes())?;
@@ -109,7 +120,7 @@ fn build(params: &Params, claims: &Claims, runs: &Runs<Evaluated>) -> Result<Tab
     }
     let (methods, metrics): (&[Method], _) = match params.layout {
         Layout::Table1 => (&[Method::Erm, Method::ItFeatures, Method::ItClassifier], &METRICS[..]),
-        Layout::Table2Shift => {
+        Layout::Table2Shift | Layout::Table2Groups => {
             (&[Method::Erm, Method::Iw, Method::GroupDro, Method::ItClassifier], &METRICS[..1])
         }
     };
@@ -140,7 +151,7 @@ fn build(params: &Params, claims: &Claims, runs: &Runs<Evaluated>) -> Result<Tab
             format!("{name} in the layout of Table 1 — not in the paper"),
             format!("Accuracy in % on the balanced test set, {name}; the paper has no such table"),
         ),
-        Layout::Table2Shift => (
+        Layout::Table2Shift | Layout::Table2Groups => (
             "table2-shift".to_string(),
             format!("Table 2, label-shift rows: {name}"),
             "Worst-class accuracy in % on the balanced test set".to_string(),
@@ -188,6 +199,9 @@ pub fn dataset_label(word: &str) -> &str {
     match word {
         "fashion-mnist" => "Fashion-MNIST",
         "cifar10" => "CIFAR-10",
+        "celeba" => "CelebA",
+        "waterbirds" => "Waterbirds",
+        "multinli" => "MultiNLI",
         other => other,
     }
 }
@@ -215,7 +229,7 @@ impl Plan<'_> {
     fn stub(&self, last: &str) -> Vec<String> {
         match self.layout {
             Layout::Table1 => vec!["ratio".into(), last.into()],
-            Layout::Table2Shift => vec!["label shift".into(), last.into()],
+            Layout::Table2Shift | Layout::Table2Groups => vec!["label shift".into(), last.into()],
         }
     }
 
@@ -230,7 +244,9 @@ impl Plan<'_> {
             for (_, metric, _) in self.metrics {
                 columns.push(match self.layout {
                     Layout::Table1 => Column { group: label.into(), label: (*metric).into() },
-                    Layout::Table2Shift => Column { group: String::new(), label: label.into() },
+                    Layout::Table2Shift | Layout::Table2Groups => {
+                        Column { group: String::new(), label: label.into() }
+                    }
                 });
             }
         }
@@ -240,7 +256,7 @@ impl Plan<'_> {
     fn place_label(&self, data: &str, ratio: u64) -> String {
         match self.layout {
             Layout::Table1 => format!("1:{ratio}"),
-            Layout::Table2Shift => format!("1:{ratio}, {}", dataset_label(data)),
+            Layout::Table2Shift | Layout::Table2Groups => format!("1:{ratio}, {}", dataset_label(data)),
         }
     }
 
@@ -254,7 +270,7 @@ impl Plan<'_> {
         };
         let place_word = match self.layout {
             Layout::Table1 => "table1",
-            Layout::Table2Shift => "table2",
+            Layout::Table2Shift | Layout::Table2Groups => "table2",
         };
         let printed = self.each(|method, metric, digits| {
             let value = self.claims.printed(place_word, &quantity(data, ratio, method, "best", metric));

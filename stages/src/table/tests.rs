@@ -53,7 +53,7 @@ fn runs(data: &str) -> Runs<Evaluated> {
 }
 
 fn of(layout: Layout, runs: &Runs<Evaluated>) -> Table {
-    build(&Params { layout, gammas: vec![0.5] }, &claims(), runs).unwrap()
+    build(&Params { layout, gammas: vec![0.5], axes: vec![] }, &claims(), runs).unwrap()
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn wrong_inputs_say_so() {
     let mut both: Vec<Evaluated> = runs("cifar10").all().to_vec();
     both.extend(runs("fashion-mnist").all().to_vec());
     let both = Runs::new(both).unwrap();
-    let params = |gammas| Params { layout: Layout::Table1, gammas };
+    let params = |gammas| Params { layout: Layout::Table1, gammas, axes: vec![] };
     assert_eq!(
         build(&params(vec![0.5]), &claims(), &both).unwrap_err().to_string(),
         "inputs.metrics: layout table1 shows one data set, not fashion-mnist and cifar10"
