@@ -22,6 +22,8 @@ MODELS = {
     "resnet32": (["resnet32", "--image", "32", "--channels", "3"], 128),
     "resnet20-grey": (["resnet20", "--image", "28", "--channels", "1"], 128),
     "resnet8-grey": (["resnet8", "--image", "28", "--channels", "1"], 128),
+    "bert-base": (["bert-base", "--sequence", "128", "--classes", "3"], 8),
+    "minilm": (["minilm", "--sequence", "128", "--classes", "3"], 32),
     "resnet50": (["resnet50", "--image", "224", "--channels", "3", "--classes", "2"], 16),
 }
 
@@ -39,14 +41,23 @@ def torch_step(name, threads, steps):
     torch.manual_seed(0)
     words, batch = MODELS[name]
     option = dict(zip(words[1::2], map(int, words[2::2])))
-    channels, image, classes = option["--channels"], option["--image"], option.get("--classes", 10)
-    if name == "resnet50":
-        model = models.ResNet(models.Bottleneck, [3, 4, 6, 3], 64, 1, channels, classes)
+    classes = option.get("--classes", 10)
+    labels = torch.arange(batch) % classes
+    if "--sequence" in option:
+        sizes = (768, 12, 12, 3072) if name == "bert-base" else (384, 6, 12, 1536)
+        model = models.Bert(30522, *sizes, 512, classes, dropout=0.1)
+        words = torch.randint(1000, (batch, option["--sequence"]))
+        x = torch.stack([words, torch.zeros_like(words), torch.ones_like(words)], 1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=2e-5, weight_decay=0.0)
     else:
-        model = models.ResNetCifar(int(words[0][6:]), channels, classes, "A")
-    x = torch.randn(batch, channels, image, image).to(memory_format=torch.channels_last)
-    model, labels = model.to(memory_format=torch.channels_last), torch.arange(batch) % classes
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
+        channels, image = option["--channels"], option["--image"]
+        if name == "resnet50":
+            model = models.ResNet(models.Bottleneck, [3, 4, 6, 3], 64, 1, channels, classes)
+        else:
+            model = models.ResNetCifar(int(words[0][6:]), channels, classes, "A")
+        x = torch.randn(batch, channels, image, image).to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=2e-4)
     times, cpu = [], 0.0
     for step in range(steps + 1):
         start, used = time.perf_counter(), time.process_time()

@@ -7,6 +7,7 @@ use crate::models::{self, ModelParams, Shape};
 use crate::nn::cpu::Cpu;
 use crate::optim::{Optimizer, OptimizerParams};
 use crate::rng::Stream;
+use crate::train::{DeviceName, Precision, available};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ mod decode;
 
 const USAGE: &str = "usage: stages bench decode FOLDER [--threads T] [--rounds R] [--out FILE], or\n\
                      stages bench MODEL [--batch B] [--threads T] [--steps K] [--image N] [--channels C] \
-                     [--classes K] [--sequence L]\nMODEL: resnet<depth>[b] (CIFAR), resnet50, wide-resnet50, mlp, \
+                     [--classes K] [--sequence L] [--device cpu] [--dtype f32]\nMODEL: resnet<depth>[b] (CIFAR), resnet50, wide-resnet50, mlp, \
                      linear, bert-base, minilm, or a model's params as JSON";
 
 struct Request {
@@ -46,17 +47,29 @@ pub fn run(words: &[String]) -> Result<()> {
 fn parse(words: &[String]) -> Result<Request> {
     let model = words.first().ok_or_else(|| bad(format!("a model is missing\n{USAGE}")))?;
     let mut options = std::collections::BTreeMap::new();
+    let (mut device, mut dtype) = (DeviceName::Cpu, Precision::F32);
     for pair in words[1..].chunks(2) {
         let name = pair[0].strip_prefix("--").unwrap_or_default();
-        if !["batch", "threads", "steps", "image", "channels", "classes", "sequence"].contains(&name)
+        if !["batch", "threads", "steps", "image", "channels", "classes", "sequence", "device", "dtype"]
+            .contains(&name)
             || pair.len() < 2
         {
             return Err(bad(format!("{}: unknown word or value missing\n{USAGE}", pair[0])));
+        }
+        let unknown = |e| bad(format!("{}: {e}\n{USAGE}", pair[0]));
+        match name {
+            "device" => device = serde_json::from_value(json!(pair[1])).map_err(unknown)?,
+            "dtype" => dtype = serde_json::from_value(json!(pair[1])).map_err(unknown)?,
+            _ => {}
+        }
+        if ["device", "dtype"].contains(&name) {
+            continue;
         }
         let value: usize =
             pair[1].parse().map_err(|_| bad(format!("{}: {}: not a number", pair[0], pair[1])))?;
         options.insert(name, value.max(1));
     }
+    available(device, dtype).map_err(bad)?;
     let option = |name: &str, default: usize| options.get(name).copied().unwrap_or(default);
     let image = option("image", 32);
     Ok(Request {
@@ -94,8 +107,13 @@ fn measure(request: &Request) -> Result<Value> {
     let cpu = Cpu::new(*threads)?;
     let isa = cpu.isa.name();
     let model = models::build(params, *shape, cpu, &mut |name| Stream::new(0, name, 0, 0))?;
-    let sgd = OptimizerParams::Sgd { momentum: 0.9, weight_decay: 2e-4, nesterov: false, groups: vec![] };
-    let mut optimizer = Optimizer::new(&sgd, model.parameters())?;
+    // What the paper trains them with.
+    let (optimizer, rate) = match params {
+        ModelParams::Bert { .. } => (json!({"name": "adamw"}), 2e-5),
+        _ => (json!({"name": "sgd", "momentum": 0.9, "weight_decay": 2e-4}), 0.1),
+    };
+    let optimizer: OptimizerParams = serde_json::from_value(optimizer)?;
+    let mut optimizer = Optimizer::new(&optimizer, model.parameters())?;
     let x = match params {
         ModelParams::Bert { .. } => tokens(*batch, *sequence)?,
         _ => {
@@ -121,7 +139,7 @@ fn measure(request: &Request) -> Result<Value> {
         let mut store = loss.backward()?;
         let backwarded = Instant::now();
         let gradients = optimizer.gradients(&mut store)?;
-        optimizer.step(&gradients, 0.1, 1.0)?;
+        optimizer.step(&gradients, rate, 1.0)?;
         drop((store, gradients, loss));
         let end = Instant::now();
         if step > 0 {
@@ -138,7 +156,7 @@ fn measure(request: &Request) -> Result<Value> {
     };
     let all = median(&mut whole);
     Ok(json!({
-        "model": params, "batch": batch, "threads": threads, "isa": isa, "steps": steps,
+        "model": params, "batch": batch, "threads": threads, "device": "cpu", "dtype": "f32", "isa": isa, "steps": steps,
         "sequence": matches!(params, ModelParams::Bert { .. }).then_some(sequence), "image": [shape.height, shape.width, shape.channels],
         "examples_per_second": (*batch as f64 / all * 1e4).round() / 10.0,
         "ms": {"forward": median(&mut forward), "backward": median(&mut backward), "update": median(&mut update),

@@ -26,7 +26,7 @@ mod pretrained;
 mod state;
 
 use clock::Clock;
-pub use params::{DeviceName, Params, Precision, Select, Warmup};
+pub use params::{DeviceName, Params, Precision, Select, Warmup, available};
 use state::{Best, State, copy, fingerprint};
 
 /// A line of `epochs.jsonl`.

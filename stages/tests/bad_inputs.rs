@@ -156,15 +156,25 @@ fn files_and_columns() {
     fails(prepared(same, gone, params()), &format!("{at}No such file or directory"));
     let renamed = |files: &Path| {
         let birds = Birds::new();
-        write_columns(&files.join(TRAIN), &birds.images, &[("label", birds.label.clone()), ("where", birds.place.clone())]);
+        write_columns(
+            &files.join(TRAIN),
+            &birds.images,
+            &[("label", birds.label.clone()), ("where", birds.place.clone())],
+        );
     };
-    fails(prepared(same, renamed, params()), &format!("{at}no column `place` (there are: image.bytes, image.path, label, where)"));
+    fails(
+        prepared(same, renamed, params()),
+        &format!("{at}no column `place` (there are: image.bytes, image.path, label, where)"),
+    );
     let none = |birds: &mut Birds| *birds = Birds { images: vec![], label: vec![], place: vec![] };
     fails(prepared(none, |_| {}, params()), &format!("{at}row 0: missing; the file has no rows"));
     // Another set's files: CelebA's form has no column of this name.
     let mut other = params();
     other["dataset"] = json!("fashion-mnist");
-    fails(prepared(same, |_| {}, other), "files/fashion_mnist/train-00000-of-00001.parquet: No such file or directory");
+    fails(
+        prepared(same, |_| {}, other),
+        "files/fashion_mnist/train-00000-of-00001.parquet: No such file or directory",
+    );
 }
 
 /// 22 to 24: params.
@@ -186,17 +196,23 @@ fn places() {
     let folder = tempdir().unwrap();
     let hub = Resolve::new("http://127.0.0.1:1", None, Default::default(), Default::default());
     let fails = |change: Value, files: Value, says: &str| {
-        let mut params = json!({"repo": "o/n", "repo_type": "model", "variant": "hub", "revision": "0".repeat(40)});
+        let mut params =
+            json!({"repo": "o/n", "repo_type": "model", "variant": "hub", "revision": "0".repeat(40)});
         params.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
         let params: Params = serde_json::from_value(params).unwrap();
         let fixed = json!({"files": files, "root": "/", "mirror": null, "offline": false});
         let fixed: Fixed = serde_json::from_value(fixed).unwrap();
-        let error = fetch(&params, &fixed, false, &hub, folder.path(), &folder.path().join("out")).unwrap_err();
+        let error =
+            fetch(&params, &fixed, false, &hub, folder.path(), &folder.path().join("out")).unwrap_err();
         assert_eq!(exit_code(&error), 2);
         assert!(format!("{error:#}").contains(says), "{error:#}");
     };
     let file = json!({"model.safetensors": {}});
-    fails(json!({"revision": "main"}), file.clone(), "params.revision: `main` is no commit: 40 hexadecimal digits");
+    fails(
+        json!({"revision": "main"}),
+        file.clone(),
+        "params.revision: `main` is no commit: 40 hexadecimal digits",
+    );
     fails(json!({"revision": null}), file, "params.revision: missing: a file that has no URL of its own");
     fails(json!({}), json!({"../x": {}}), "fixed.files: `../x` is not a path inside the repository");
 }
@@ -212,10 +228,16 @@ fn weights() {
         models::build(&params, shape, Cpu::new(1).unwrap(), &mut init).unwrap()
     };
     let resnet = model(json!({"family": "resnet50", "width": 2}));
-    let published = |repo: &str| root().join("tests/data/generated/models").join(repo).join("model.safetensors");
+    let published =
+        |repo: &str| root().join("tests/data/generated/models").join(repo).join("model.safetensors");
     let load = |path: PathBuf| format!("{:#}", resnet.load_pretrained(&path).unwrap_err());
     let says = load(published("timm/wide_resnet50_2.tv_in1k"));
-    assert!(says.contains("weights of another model:\n  layer1.0.bn1.bias: shape [4] in the file, [2] in the model"), "{says}");
+    assert!(
+        says.contains(
+            "weights of another model:\n  layer1.0.bn1.bias: shape [4] in the file, [2] in the model"
+        ),
+        "{says}"
+    );
     let says = load(published("google-bert/bert-base-uncased"));
     assert!(says.contains("conv1.weight: missing from the file"), "{says}");
     let path = folder.path().join("model.safetensors");

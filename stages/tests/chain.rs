@@ -18,9 +18,11 @@ fn bring(repo: &str, kind: &str, files: &[&str], from: Option<&Path>, to: &Path)
     let variant = if from.is_some() { "mirror" } else { "bundled" };
     let params = json!({"repo": repo, "repo_type": kind, "variant": variant, "path": "tests/data/generated"});
     let params: Params = serde_json::from_value(params).unwrap();
-    let files: serde_json::Map<String, Value> = files.iter().map(|file| (file.to_string(), json!({}))).collect();
+    let files: serde_json::Map<String, Value> =
+        files.iter().map(|file| (file.to_string(), json!({}))).collect();
     let fixed: Fixed =
-        serde_json::from_value(json!({"files": files, "root": root(), "mirror": from, "offline": true})).unwrap();
+        serde_json::from_value(json!({"files": files, "root": root(), "mirror": from, "offline": true}))
+            .unwrap();
     let hub = Resolve::new("http://127.0.0.1:1", None, Default::default(), Default::default());
     fetch(&params, &fixed, true, &hub, &to.join("scratch"), &to.join("out")).unwrap();
 }
@@ -57,7 +59,8 @@ fn chain(from: Option<&Path>, chain: &Chain) -> (Value, Value) {
     prepare::run(run("data", &chain.form, inputs)).unwrap();
     subsample::run(run("rows", &chain.rows, vec![("data", out("data"))])).unwrap();
     let mut inputs = vec![("data", out("data")), ("indices", out("rows"))];
-    let mut params = json!({"model": chain.model, "epochs": 1, "batch": 512, "seed": 0, "checkpoint_every": 0});
+    let mut params =
+        json!({"model": chain.model, "epochs": 1, "batch": 512, "seed": 0, "checkpoint_every": 0});
     params.as_object_mut().unwrap().extend(chain.training.as_object().unwrap().clone());
     if let Some(repo) = chain.pretrained {
         bring(repo, "model", &["model.safetensors"], from, &at("weights"));
@@ -67,7 +70,8 @@ fn chain(from: Option<&Path>, chain: &Chain) -> (Value, Value) {
     let inputs = vec![("data", out("data")), ("indices", out("rows")), ("weights", out("train"))];
     evaluate::run(run("evaluate", &json!({}), inputs)).unwrap();
     let read = |path: PathBuf| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    let (metrics, training) = (read(out("evaluate").join("metrics.json")), read(out("train").join("train.json")));
+    let (metrics, training) =
+        (read(out("evaluate").join("metrics.json")), read(out("train").join("train.json")));
     assert_eq!(training["training"]["steps"], 1, "{training}");
     (metrics, training)
 }
@@ -127,7 +131,11 @@ fn celeba_with_both_bottleneck_nets_and_resnet10() {
                 training: sgd(method, temperatures),
             },
         );
-        assert_eq!((&metrics["n"], &training["counts"]["group"]), (&json!(19), &json!([12, 10, 6, 2])), "{model}");
+        assert_eq!(
+            (&metrics["n"], &training["counts"]["group"]),
+            (&json!(19), &json!([12, 10, 6, 2])),
+            "{model}"
+        );
     }
 }
 
@@ -170,7 +178,10 @@ fn multinli_with_both_berts() {
                 training: adamw("it-group", json!([0.0067, 0.000125, 0.0033, 3, 0.0125, 1])),
             },
         );
-        assert_eq!((&metrics["n"], &training["counts"]["group"]), (&json!(26), &json!([18, 6, 18, 2, 18, 2])));
+        assert_eq!(
+            (&metrics["n"], &training["counts"]["group"]),
+            (&json!(26), &json!([18, 6, 18, 2, 18, 2]))
+        );
     }
 }
 

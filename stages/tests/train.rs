@@ -185,6 +185,12 @@ fn plain_errors() {
         2,
         "train: params.model.family: reads texts, but the examples of bars are images",
     );
+    // Logits of 1e38 and more.
+    fails(
+        json!({"method": "it-classifier", "gamma": 0, "warmup": null, "temperatures": [1e-38, 1e-38, 1e-38, 1e-38]}),
+        1,
+        "train: step 1 (epoch 1): the loss is",
+    );
     fails(json!({"batch": 0}), 2, "params.batch: 0: must be at least 1");
     fails(json!({"warmup": {"gamma": 0.2, "epochs": 6}}), 2, "params.warmup.epochs: 6 of 6: leaves no epoch");
     fails(json!({"select": "best-validation-worst", "metrics_every": 0}), 2, "params.metrics_every: 0:");
@@ -196,4 +202,17 @@ fn plain_errors() {
     let expected =
         "train: inputs.indices: class 2 (c2) has no training example\nhint: take more rows per class";
     assert!(text.contains(expected), "{text}");
+    // The one example of class 2 is even, that of class 3 odd: groups 5 and 6 have none.
+    let thin = Bench::new(10, 1);
+    for method in ["iw", "iw-resampled", "group-dro", "it-group"] {
+        let out =
+            thin.train(method, &with(params(), json!({"method": method, "gamma": 0, "warmup": null})), 1);
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(2), "{text}");
+        let expected = match method {
+            "it-group" => "train: params.temperatures: groups [5, 6] have no training example",
+            _ => "train: inputs.indices: group 5: has no training example",
+        };
+        assert!(text.contains(expected) && text.contains("\nhint: "), "{text}");
+    }
 }

@@ -84,6 +84,21 @@ pub enum Precision {
     Bf16,
 }
 
+/// Errors: what this program or this machine lacks for a device and a type, and the cure.
+pub fn available(device: DeviceName, dtype: Precision) -> Result<(), &'static str> {
+    match (device, dtype) {
+        (DeviceName::Cpu, Precision::Bf16) => {
+            Err("dtype: bf16: there is no bf16 arithmetic on the cpu\nhint: set dtype: f32")
+        }
+        (DeviceName::Cuda, _) if cfg!(feature = "cuda") => {
+            Err("device: cuda: the kernels of this program train on the CPU alone\nhint: set device: cpu")
+        }
+        (DeviceName::Cuda, _) => Err("device: cuda: this program was built without CUDA\n\
+             hint: set device: cpu, for one run with -S device=cpu; training on CUDA is still to come"),
+        (DeviceName::Cpu, Precision::F32) => Ok(()),
+    }
+}
+
 /// Which epoch's weights are the result.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -133,21 +148,7 @@ impl Params {
         if self.patience == Some(0) {
             return fail("patience: 0: must be at least 1".into());
         }
-        match (self.device, self.dtype) {
-            (DeviceName::Cpu, Precision::Bf16) => {
-                fail("dtype: bf16: there is no bf16 arithmetic on the cpu\nhint: set dtype: f32".into())
-            }
-            (DeviceName::Cuda, _) if cfg!(feature = "cuda") => fail(
-                "device: cuda: the kernels of this program train on the CPU alone\nhint: set device: cpu"
-                    .into(),
-            ),
-            (DeviceName::Cuda, _) => fail(
-                "device: cuda: this program was built without CUDA\n\
-                 hint: set device: cpu, for one run with -S device=cpu; training on CUDA is still to come"
-                    .into(),
-            ),
-            _ => Ok(()),
-        }
+        available(self.device, self.dtype).map_err(|what| bad(format!("params.{what}")))
     }
 
     /// Whether the warm-up applies.
@@ -162,7 +163,12 @@ impl Params {
         let at = |gamma: f64| {
             let temperatures = self.temperatures.as_deref();
             let request = Request { name: &self.method, gamma, temperatures, extras: &self.extras };
-            Method::new(request, counts).map_err(|e| bad(format!("params.{e}")))
+            Method::new(request, counts).map_err(|e| {
+                let text = e.to_string();
+                // What the examples lack is no param's fault.
+                let of_data = text.starts_with("class ") || text.starts_with("group ");
+                bad(format!("{}{text}", if of_data { "inputs.indices: " } else { "params." }))
+            })
         };
         let main = at(self.gamma)?;
         if self.micro_batch.is_some() && !main.adds_up() {

@@ -203,11 +203,11 @@ def part(inputs, hidden):
 
 
 class Bert(nn.Module):
-    """BertForSequenceClassification without dropout (golden values have none)."""
+    """BertForSequenceClassification; golden values have no dropout."""
 
-    def __init__(self, vocabulary, hidden, layers, heads, inner, positions, classes):
+    def __init__(self, vocabulary, hidden, layers, heads, inner, positions, classes, dropout=0.0):
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout = heads, dropout
         self.bert = nn.Module()
         e = self.bert.embeddings = nn.Module()
         e.word_embeddings = nn.Embedding(vocabulary, hidden)
@@ -222,10 +222,11 @@ class Bert(nn.Module):
 
     def forward(self, tokens):
         n, _, length = tokens.shape
+        drop = lambda x: F.dropout(x, self.dropout, self.training)
         words, types, mask = tokens[:, 0], tokens[:, 1], tokens[:, 2]
         e = self.bert.embeddings
         x = e.word_embeddings(words) + e.token_type_embeddings(types) + e.position_embeddings.weight[:length]
-        x = e.LayerNorm(x)
+        x = drop(e.LayerNorm(x))
         mask = (1.0 - mask.to(x.dtype))[:, None, None] * -1e4
         for layer in self.bert.encoder.layer:
             a = layer.attention
@@ -233,12 +234,12 @@ class Bert(nn.Module):
                 getattr(a.self, name)(x).view(n, length, self.heads, -1).transpose(1, 2)
                 for name in ("query", "key", "value")
             )
-            p = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + mask).softmax(-1)
+            p = drop((q @ k.transpose(2, 3) / q.shape[-1] ** 0.5 + mask).softmax(-1))
             context = (p @ v).transpose(1, 2).reshape(n, length, -1)
-            x = a.output.LayerNorm(a.output.dense(context) + x)
+            x = a.output.LayerNorm(drop(a.output.dense(context)) + x)
             inner = F.gelu(layer.intermediate.dense(x))
-            x = layer.output.LayerNorm(layer.output.dense(inner) + x)
-        return self.classifier(torch.tanh(self.bert.pooler.dense(x[:, 0])))
+            x = layer.output.LayerNorm(drop(layer.output.dense(inner)) + x)
+        return self.classifier(drop(torch.tanh(self.bert.pooler.dense(x[:, 0]))))
 
 
 def sentences(n, length, vocabulary, classes):

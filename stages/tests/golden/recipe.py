@@ -1,13 +1,15 @@
 """Trains ResNet-20 on real Fashion-MNIST with the same short recipe in PyTorch and in `stages train`, three seeds each,
-and prints the test accuracies of both. Not a golden file: a run of some minutes for a quiet machine.
+one thread, and compares the test accuracies. Not a test: it takes some minutes and the whole data set.
 
-python recipe.py STAGES ARRAYS INDICES WORK
+python recipe.py STAGES ARRAYS INDICES WORK          ours alone, against PyTorch's accuracies in recipe.json
+python recipe.py STAGES ARRAYS INDICES WORK --pytorch     PyTorch's too; writes recipe.json
     STAGES   the program, target/release/stages
-    ARRAYS   the output of prepare, INDICES that of subsample (ratio 1, per_class 500, validation_per_class 100, seed 0)
+    ARRAYS   the output of prepare, INDICES that of subsample (ratio 1, per_class 200, validation_per_class 100, seed 0)
     WORK     an empty folder
 """
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from models import ResNetCifar
 
 EPOCHS, BATCH, RATE, MILESTONE, SEEDS = 8, 64, 0.1, 6, (0, 1, 2)
+GOLDEN = Path(__file__).parent / "recipe.json"
 
 
 def kaiming(model):
@@ -45,7 +48,7 @@ def pytorch(arrays, indices, mean, std, seed):
             optimizer.step()
     model.eval()
     with torch.no_grad():
-        right = sum((model(pixels(rows)).argmax(1) == arrays["label"][rows]).sum() for rows in test.split(500))
+        right = sum((model(pixels(rows)).argmax(1) == arrays["label"][rows].long()).sum() for rows in test.split(500))
     return right.item() / len(test)
 
 
@@ -63,7 +66,7 @@ def ours(stages, folders, seed):
     def stage(word, params, inputs, name):
         folder = Path(sys.argv[4]) / f"{name}-{seed}"
         folder.mkdir(parents=True)
-        job = {"version": 1, "params": params, "inputs": inputs, "out": "out", "scratch": "scratch", "threads": 2}
+        job = {"version": 1, "params": params, "inputs": inputs, "out": "out", "scratch": "scratch", "threads": 1}
         (folder / "job.json").write_text(json.dumps(job))
         subprocess.run([stages, word, folder / "job.json"], check=True, stdout=subprocess.DEVNULL)
         return str((folder / "out").resolve())
@@ -73,13 +76,25 @@ def ours(stages, folders, seed):
     return json.loads((Path(out) / "metrics.json").read_text())["average_accuracy"]
 
 
+def told(name, values):
+    print(f"{name}: {', '.join(f'{v:.4f}' for v in values)}; mean {statistics.mean(values):.4f}", flush=True)
+    return values
+
+
 if __name__ == "__main__":
-    stages, arrays, indices, _ = sys.argv[1:]
+    stages, arrays, indices, _ = sys.argv[1:5]
     folders = {"data": str(Path(arrays).resolve()), "indices": str(Path(indices).resolve())}
-    meta = json.loads((Path(arrays) / "meta.json").read_text())
-    tensors = load_file(Path(arrays) / "examples.safetensors"), load_file(Path(indices) / "indices.safetensors")
-    torch.set_num_threads(2)
-    for seed in SEEDS:
-        a = ours(Path(stages).resolve(), folders, seed)
-        b = pytorch(*tensors, meta["mean"][0], meta["std"][0], seed)
-        print(f"seed {seed}: ours {a:.4f} PyTorch {b:.4f}", flush=True)
+    our = told("ours", [ours(Path(stages).resolve(), folders, seed) for seed in SEEDS])
+    if "--pytorch" in sys.argv:
+        meta = json.loads((Path(arrays) / "meta.json").read_text())
+        tensors = load_file(Path(arrays) / "examples.safetensors"), load_file(Path(indices) / "indices.safetensors")
+        torch.set_num_threads(1)
+        theirs = [pytorch(*tensors, meta["mean"][0], meta["std"][0], seed) for seed in SEEDS]
+        recipe = {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "milestone": MILESTONE, "seeds": SEEDS, "per_class": 200}
+        GOLDEN.write_text(json.dumps({"recipe": recipe, "pytorch": theirs, "ours when it was made": our}, indent=1) + "\n")
+    theirs = told("PyTorch", json.loads(GOLDEN.read_text())["pytorch"])
+    # Two draws of three seeds each differ by less than the larger spread unless something is wrong.
+    spread = max(max(v) - min(v) for v in (our, theirs))
+    difference = statistics.mean(our) - statistics.mean(theirs)
+    print(f"difference of the means {difference:+.4f}, spread of the seeds {spread:.4f}")
+    sys.exit(abs(difference) > spread)
