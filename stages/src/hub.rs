@@ -98,12 +98,17 @@ enum Failure {
 }
 
 impl Resolve {
-    /// A client as the environment says: `HF_ENDPOINT`, `HF_TOKEN`.
+    /// A client as the environment says: `HF_ENDPOINT`; `HF_TOKEN`, or the file `token` in `HF_HOME`.
     pub fn from_env() -> Self {
         let variable =
             |name| std::env::var(name).ok().map(|v| v.trim().to_string()).filter(|v| !v.is_empty());
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string());
-        Self::new(&endpoint, variable("HF_TOKEN"), Duration::from_secs(60), Duration::from_secs(1))
+        let token = variable("HF_TOKEN").or_else(|| {
+            let path = Path::new(&variable("HF_HOME")?).join("token");
+            let text = std::fs::read_to_string(path).ok()?;
+            Some(text.trim().to_string()).filter(|token| !token.is_empty())
+        });
+        Self::new(&endpoint, token, Duration::from_secs(60), Duration::from_secs(1))
     }
 
     /// A client of `endpoint`. `timeout`: to connect, until the answer begins, and between two reads of it.
@@ -120,7 +125,7 @@ impl Resolve {
             .timeout_connect(Some(timeout))
             .timeout_recv_response(Some(timeout))
             .timeout_per_read(Some(timeout));
-        if ["127.0.0.1", "localhost", "[::1]"].contains(&host(&endpoint)) {
+        if is_loopback(&endpoint) {
             config = config.proxy(None);
         }
         Self { agent: config.build().into(), endpoint, token, pause }
@@ -411,6 +416,11 @@ fn origin(url: &str) -> &str {
     let after = url.find("://").map_or(0, |i| i + 3);
     let end = url[after..].find(['/', '?', '#']).map_or(url.len(), |i| after + i);
     &url[..end]
+}
+
+/// Whether an endpoint is this machine, which no proxy can reach for us.
+fn is_loopback(endpoint: &str) -> bool {
+    ["127.0.0.1", "localhost", "[::1]"].contains(&host(endpoint))
 }
 
 fn host(url: &str) -> &str {

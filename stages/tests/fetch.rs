@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use stages::fetch::{Params, fetch};
-use stages::hub::Resolve;
+use stages::hub::{Hub, Resolve};
 use stages::job::{Fixed, exit_code};
 use tempfile::{TempDir, tempdir};
 
@@ -23,6 +23,7 @@ const PATH: &str = "/datasets/o/n/resolve/0123456789abcdef0123456789abcdef012345
 /// A request as a server saw it.
 #[derive(Debug, Clone)]
 struct Request {
+    method: String,
     path: String,
     headers: BTreeMap<String, String>,
 }
@@ -75,13 +76,14 @@ impl Server {
 fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &Answer) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let first = lines.next().unwrap().unwrap();
-    let path = first.split(' ').nth(1).unwrap().to_string();
+    let mut words = first.split(' ').map(String::from);
+    let (method, path) = (words.next().unwrap(), words.next().unwrap());
     let headers = lines.map(Result::unwrap).take_while(|line| !line.is_empty());
     let headers = headers.map(|line| {
         let (name, value) = line.split_once(':').unwrap();
         (name.to_lowercase(), value.trim().to_string())
     });
-    let request = Request { path, headers: headers.collect() };
+    let request = Request { method, path, headers: headers.collect() };
     let n = {
         let mut log = log.lock().unwrap();
         log.push(request.clone());
@@ -127,6 +129,13 @@ fn params(variant: &str) -> Params {
     serde_json::from_value(value).unwrap()
 }
 
+/// The clients of the Hub that this program has, with this token.
+fn clients(url: &str, token: Option<&str>) -> Vec<(&'static str, Box<dyn Hub>)> {
+    let timeout = Duration::from_millis(400);
+    let thin = || Resolve::new(url, token.map(String::from), timeout, Duration::from_millis(1));
+    vec![("thin", Box::new(thin()))]
+}
+
 /// One promised file: its content's size and digest.
 fn fixed(content: &[u8]) -> Fixed {
     let file = json!({"sha256": sha256(content), "size": content.len()});
@@ -152,10 +161,10 @@ impl Folders {
     fn part(&self) -> PathBuf {
         self.0.path().join("scratch/parts").join(FILE)
     }
-    fn fetch(&self, variant: &str, fixed: &Fixed, hub: &Resolve) -> anyhow::Result<()> {
+    fn fetch(&self, variant: &str, fixed: &Fixed, hub: &dyn Hub) -> anyhow::Result<()> {
         fetch(&params(variant), fixed, false, hub, &self.0.path().join("scratch"), &self.out())
     }
-    fn fails(&self, variant: &str, fixed: &Fixed, hub: &Resolve, code: u8) -> String {
+    fn fails(&self, variant: &str, fixed: &Fixed, hub: &dyn Hub, code: u8) -> String {
         let error = self.fetch(variant, fixed, hub).expect_err("an error");
         assert!(!self.out().join(FILE).exists(), "something was kept");
         assert_eq!(exit_code(&error), code, "{error:#}");
@@ -603,8 +612,10 @@ fn the_program() {
         true => file(stream, request, &content(), usize::MAX),
         false => say(stream, "404 No", &[("X-Error-Code", "EntryNotFound")], b""),
     });
-    let run = |name: &str, offline: &str| {
+    let run = |name: &str, offline: &str, token: &str| {
         let folder = tempdir().unwrap();
+        fs::create_dir(folder.path().join("hf")).unwrap();
+        fs::write(folder.path().join("hf/token"), "from home\n").unwrap();
         let job = json!({
             "version": 1, "inputs": {}, "out": "out", "scratch": "scratch", "rehearse": false, "threads": 1,
             "params": {"repo": "o/n", "repo_type": "dataset", "revision": REVISION, "variant": "hub"},
@@ -616,24 +627,27 @@ fn the_program() {
             .args(["fetch", "job.json"])
             .current_dir(folder.path())
             .env("HF_ENDPOINT", &server.url)
-            .env("HF_TOKEN", "secret")
+            .env("HF_TOKEN", token)
+            .env("HF_HOME", folder.path().join("hf"))
             .env("HF_HUB_OFFLINE", offline)
             .output()
             .unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap(), folder)
     };
-    let (code, stderr, folder) = run("x.bin", "0");
+    let (code, stderr, folder) = run("x.bin", "0", "secret");
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     assert!(fs::read(folder.path().join("out/x.bin")).unwrap() == content());
     let authorization = &server.requests()[0].headers["authorization"];
     assert_eq!(authorization, "Bearer secret");
+    let (code, _, _folder) = run("x.bin", "0", "");
+    assert_eq!((code, server.requests()[1].headers["authorization"].as_str()), (Some(0), "Bearer from home"));
 
-    let (code, stderr, _folder) = run("x.txt", "0");
+    let (code, stderr, _folder) = run("x.txt", "0", "secret");
     assert_eq!(code, Some(2));
     assert!(stderr.starts_with("fetch: o/n: x.txt: http://127.0.0.1:"), "{stderr}");
     assert!(!stderr.contains("secret") && !stderr.contains("backtrace"), "{stderr}");
 
-    let (code, stderr, _folder) = run("x.bin", "1");
+    let (code, stderr, _folder) = run("x.bin", "1", "secret");
     assert_eq!(code, Some(2));
     assert!(stderr.starts_with("fetch: o/n: x.bin: offline: "), "{stderr}");
 }
@@ -645,4 +659,180 @@ fn an_unknown_word() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.starts_with("prepair: unknown word, one of fetch, prepare, "), "{stderr}");
     assert!(stderr.ends_with("\nhint: did you mean `prepare`?\n"), "{stderr}");
+}
+
+/// What a fault must end with.
+enum Ends {
+    /// The file is there, whole.
+    Right,
+    /// Exit code and a part of the message; nothing is there.
+    With(i32, &'static str),
+}
+
+/// One fault, through every client: a fresh server for each.
+#[track_caller]
+fn fault(
+    name: &str,
+    ends: Ends,
+    answer: impl Fn(usize, &Request, &mut TcpStream) + Send + Sync + Clone + 'static,
+) {
+    for at in 0..clients("http://127.0.0.1:1", None).len() {
+        let server = Server::start(answer.clone());
+        let (client, hub) = clients(&server.url, Some("secret")).swap_remove(at);
+        let folders = Folders::new();
+        let result = folders.fetch("hub", &fixed(&content()), &*hub);
+        match (&ends, result) {
+            (Ends::Right, result) => {
+                result.unwrap_or_else(|error| panic!("{name}, {client}: {error:#}"));
+                folders.holds(&content());
+            }
+            (Ends::With(code, says), Err(error)) => {
+                let text = format!("{error:#}");
+                assert!(text.contains(says), "{name}, {client}: no `{says}` in: {text}");
+                assert_eq!(i32::from(exit_code(&error)), *code, "{name}, {client}: {text}");
+                assert!(!folders.out().join(FILE).exists(), "{name}, {client}: something was kept");
+                assert!(!text.contains("secret"), "{name}, {client}: the token is told");
+            }
+            (Ends::With(..), Ok(())) => panic!("{name}, {client}: it went well"),
+        }
+        let staging = folders.part().with_extension("staging");
+        assert!(!staging.exists(), "{name}, {client}: {} is left", staging.display());
+    }
+}
+
+/// The file as the Hub serves it, for either method.
+fn serve_file(stream: &mut TcpStream, request: &Request, content: &[u8], most: usize) {
+    if request.method == "HEAD" {
+        let length = content.len().to_string();
+        return say(
+            stream,
+            "200 OK",
+            &[("Content-Length", &length), ("ETag", "\"e\""), ("X-Repo-Commit", REVISION)],
+            b"",
+        );
+    }
+    file(stream, request, content, most);
+}
+
+/// The list of faults, each through both clients.
+#[test]
+fn every_client_ends_right_or_with_its_message() {
+    use Ends::{Right, With};
+    fault("success", Right, |_, request, stream| serve_file(stream, request, &content(), usize::MAX));
+    for tenth in 1..10 {
+        // The first answer to a GET is cut there; a client that asks again gets the rest.
+        let cut = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        fault("cut", Right, move |n, request, stream| {
+            if n == 0 {
+                cut.store(false, std::sync::atomic::Ordering::SeqCst);
+            }
+            let first = request.method == "GET"
+                && !cut.swap(request.method == "GET", std::sync::atomic::Ordering::SeqCst);
+            serve_file(stream, request, &content(), if first { tenth * 10_000 } else { usize::MAX });
+        });
+    }
+    fault(
+        "wrong size",
+        With(2, "wrong size: 99999 bytes are offered, 100000 are promised"),
+        |_, request, stream| {
+            serve_file(stream, request, &content()[..99_999], usize::MAX);
+        },
+    );
+    fault("wrong hash", With(2, "wrong digest\n  promised sha256 "), |_, request, stream| {
+        let mut wrong = content();
+        wrong[5] ^= 1;
+        serve_file(stream, request, &wrong, usize::MAX);
+    });
+    fault("a page", With(2, "an HTML page came instead of the file"), |_, _, stream| {
+        let page = b"<!DOCTYPE html><html>Sign in</html>";
+        say(stream, "200 OK", &[("Content-Type", "text/html"), ("Content-Length", "35")], page);
+    });
+    fault("a pointer", With(2, "wrong size: "), |_, request, stream| {
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";
+        serve_file(stream, request, pointer, usize::MAX);
+    });
+    // printf hello | gzip -n: a server that compresses whatever it is asked; what is in it counts.
+    fault("gzip", With(1, "broken off after 5 of 100000 bytes"), |_, _, stream| {
+        let body: &[u8] = &[
+            0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 0xcb, 0x48, 0xcd, 0xc9, 0xc9, 7, 0, 0x86, 0xa6, 0x10, 0x36,
+            5, 0, 0, 0,
+        ];
+        say(stream, "200 OK", &[("Content-Encoding", "gzip"), ("Content-Length", "25")], body);
+    });
+    for (status, code, exit, says) in [
+        ("401 No", "", 2, "401: the token in HF_TOKEN is not accepted\nhint: "),
+        ("403 No", "GatedRepo", 2, "403: access to o/n is not granted (a gated repository?)\nhint: accept"),
+        ("404 No", "EntryNotFound", 2, "404: no file data/a b.bin at revision 0123"),
+        ("404 No", "RevisionNotFound", 2, "404: o/n has no revision 0123"),
+        ("404 No", "RepoNotFound", 2, "404: no repository o/n"),
+        ("500 Broken", "", 1, "500: the server failed (tried 5 times)\nhint: try again later"),
+    ] {
+        fault(status, With(exit, says), move |_, _, stream| {
+            say(stream, status, &[("X-Error-Code", code)], b"{}")
+        });
+        // The first request is answered well, the ones behind it are not.
+        fault("on the second request", With(exit, says), move |n, request, stream| {
+            match (n, request.method.as_str()) {
+                (0, "HEAD") => serve_file(stream, request, &content(), usize::MAX),
+                _ => say(stream, status, &[("X-Error-Code", code)], b"{}"),
+            }
+        });
+    }
+    for passes in ["429 Slow", "500 Broken", "503 Later", "408 Late"] {
+        for at in 0..2 {
+            fault(passes, Right, move |n, request, stream| match n == at {
+                true => say(stream, passes, &[("Retry-After", "0")], b"no"),
+                false => serve_file(stream, request, &content(), usize::MAX),
+            });
+        }
+    }
+    fault("stalled", With(1, "(tried 5 times)"), |_, _, _| std::thread::sleep(Duration::from_secs(20)));
+    let first = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    fault("stalls once", Right, move |n, request, stream| {
+        if n == 0 {
+            first.store(true, std::sync::atomic::Ordering::SeqCst);
+        }
+        if request.method == "GET" && first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            serve_file(stream, request, &content(), 20_000);
+            std::thread::sleep(Duration::from_secs(3));
+        } else {
+            serve_file(stream, request, &content(), usize::MAX);
+        }
+    });
+}
+
+/// The token goes to the endpoint and to no other host, whatever the client.
+#[test]
+fn no_client_gives_the_token_away() {
+    for at in 0..clients("http://127.0.0.1:1", None).len() {
+        let other = Server::start(|_, request, stream| serve_file(stream, request, &content(), 40_000));
+        let target = format!("{}/blob", other.url.replace("127.0.0.1", "localhost"));
+        let home = Server::start(move |_, _, stream| {
+            say(stream, "302 Found", &[("Location", &target), ("X-Linked-Size", "100000")], b"");
+        });
+        let (client, hub) = clients(&home.url, Some("secret")).swap_remove(at);
+        let folders = Folders::new();
+        folders.fetch("hub", &fixed(&content()), &*hub).unwrap_or_else(|error| panic!("{client}: {error:#}"));
+        folders.holds(&content());
+        assert!(home.requests().iter().all(|r| r.headers["authorization"] == "Bearer secret"), "{client}");
+        assert!(other.requests().iter().all(|r| !r.headers.contains_key("authorization")), "{client}");
+        assert!(!other.requests().is_empty());
+    }
+}
+
+#[test]
+fn no_client_goes_on_without_a_server_or_offline() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    for (client, hub) in clients(&format!("http://127.0.0.1:{port}"), None) {
+        let message = Folders::new().fails("hub", &fixed(&content()), &*hub, 1);
+        assert!(message.contains("(tried 5 times)\nhint: try again later"), "{client}: {message}");
+    }
+    let server = Server::start(|_, _, _| {});
+    for (client, hub) in clients(&server.url, None) {
+        let mut fixed = fixed(&content());
+        fixed.offline = true;
+        let message = Folders::new().fails("hub", &fixed, &*hub, 2);
+        assert!(message.contains("offline: the network may not be used"), "{client}: {message}");
+    }
+    assert!(server.requests().is_empty());
 }
