@@ -35,7 +35,7 @@ fn here(repo: &Repo, args: &[&str]) -> support::Out {
 fn consent_is_demanded_given_and_remembered() {
     let repo = two();
     here(&repo, &["run", "of-free"]).good();
-    let says = "pipeline.yaml:8:3: bound: licence 'closed' must be accepted first: The agreement: research only\n  \
+    let says = "pipeline.yaml:9:3: bound: licence 'closed' must be accepted first: The agreement: research only\n  \
                 hint: read https://example.org/terms, then run again with --accept-licence closed (or \
                 ITPIPE_ACCEPT_LICENCE=closed)\n";
     here(&repo, &["run"]).bad(2, says);

@@ -59,8 +59,10 @@ fn chain(from: Option<&Path>, chain: &Chain) -> (Value, Value) {
     prepare::run(run("data", &chain.form, inputs)).unwrap();
     subsample::run(run("rows", &chain.rows, vec![("data", out("data"))])).unwrap();
     let mut inputs = vec![("data", out("data")), ("indices", out("rows"))];
-    let mut params =
-        json!({"model": chain.model, "epochs": 1, "batch": 512, "seed": 0, "checkpoint_every": 0});
+    // One batch of all training rows: one step.
+    let rows: Value = serde_json::from_slice(&std::fs::read(out("rows").join("meta.json")).unwrap()).unwrap();
+    let n: u64 = rows["counts"]["train"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    let mut params = json!({"model": chain.model, "epochs": 1, "batch": n, "seed": 0, "checkpoint_every": 0});
     params.as_object_mut().unwrap().extend(chain.training.as_object().unwrap().clone());
     if let Some(repo) = chain.pretrained {
         bring(repo, "model", &["model.safetensors"], from, &at("weights"));

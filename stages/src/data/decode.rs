@@ -2,7 +2,7 @@
 //! knows no data set.
 
 use anyhow::{Result, anyhow, bail};
-use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageFormat, ImageReader};
+use image::{DynamicImage, ImageFormat, ImageReader};
 
 use super::Fit;
 use super::resize::{crop, resize};
@@ -50,13 +50,30 @@ pub fn open(bytes: &[u8]) -> Result<DynamicImage> {
         let start: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
         bail!("neither PNG nor JPEG ({} bytes that start with {start})", bytes.len());
     }
-    let cannot = |e: image::ImageError| anyhow!("cannot be decoded: {e}");
-    let decoder = reader.into_decoder().map_err(cannot)?;
     // The decoder would turn the four inks into colours by a rule of its own.
-    if decoder.original_color_type() == ExtendedColorType::Cmyk8 {
+    if reader.format() == Some(ImageFormat::Jpeg) && components(bytes) == Some(4) {
         bail!("a JPEG of four inks (CMYK) where grey or red, green, blue is expected");
     }
-    DynamicImage::from_decoder(decoder).map_err(cannot)
+    reader.decode().map_err(|e| anyhow!("cannot be decoded: {e}"))
+}
+
+/// How many components the frame of a JPEG has; `None` where there is no frame.
+fn components(bytes: &[u8]) -> Option<u8> {
+    let mut at = 2;
+    loop {
+        let marker = *bytes.get(at + 1)?;
+        let length = u16::from_be_bytes([*bytes.get(at + 2)?, *bytes.get(at + 3)?]);
+        match marker {
+            // Tables and arithmetic conditions have numbers among those of the frames.
+            0xc4 | 0xc8 | 0xcc => {}
+            // Length, precision, height and width stand before it.
+            0xc0..=0xcf => return bytes.get(at + 9).copied(),
+            // The scan begins.
+            0xda => return None,
+            _ => {}
+        }
+        at += 2 + usize::from(length);
+    }
 }
 
 #[cfg(test)]
