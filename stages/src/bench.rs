@@ -5,6 +5,7 @@ use crate::job::bad;
 use crate::loss;
 use crate::models::{self, ModelParams, Shape};
 use crate::nn::cpu::Cpu;
+use crate::nn::memory;
 use crate::optim::{Optimizer, OptimizerParams};
 use crate::rng::Stream;
 use crate::train::{DeviceName, Precision, available};
@@ -39,6 +40,7 @@ pub fn run(words: &[String]) -> Result<()> {
         return Ok(());
     }
     let request = parse(words)?;
+    memory::keep_freed();
     let line = measure(&request)?;
     println!("{line}");
     Ok(())

@@ -16,6 +16,7 @@ use crate::job::{self, Checkpointed, Job, bad};
 use crate::method::{Counts, Method};
 use crate::models::{self, Model};
 use crate::nn::cpu::Cpu;
+use crate::nn::memory;
 use crate::optim::{Optimizer, clip_scale, global_norm};
 use crate::rng::Stream;
 use crate::scores::{Groups, Scores, Summary};
@@ -60,6 +61,7 @@ type Measured = (Summary, Option<Summary>);
 pub fn run(job: Job) -> Result<()> {
     let params: Params = job.params()?;
     params.check()?;
+    memory::keep_freed();
     let examples = Examples::open(&job.input("data")?)?;
     let indices = Indices::open(&job.input("indices")?, &examples)?;
     let counts = count(&examples, &indices.train)?;

@@ -101,3 +101,22 @@ impl Shared {
 pub fn share(slice: &mut [f32]) -> Shared {
     Shared(slice.as_mut_ptr())
 }
+
+/// Keeps the memory of freed tensors in the process: candle frees each one, and the system then takes the pages away and
+/// gives them back as zeros, which took an eighth of a BERT's training step. Peak memory grows by a few percent.
+pub fn keep_freed() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        unsafe extern "C" {
+            fn mallopt(parameter: i32, value: i32) -> i32;
+        }
+        // <malloc.h>; a wish, whose refusal costs time alone.
+        const M_TRIM_THRESHOLD: i32 = -1;
+        const M_MMAP_MAX: i32 = -4;
+        // SAFETY: both only tell the allocator when to give memory back.
+        unsafe {
+            mallopt(M_TRIM_THRESHOLD, i32::MAX);
+            mallopt(M_MMAP_MAX, 0);
+        }
+    }
+}
