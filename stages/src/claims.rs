@@ -76,6 +76,9 @@ pub enum Claim {
         spread: Spread,
         margin: String,
         note: Option<String>,
+        /// Ours is a deterministic computation: one value, no spread.
+        #[serde(default)]
+        computed: bool,
     },
     /// One quantity is above another; paired by seed.
     Ordering {
@@ -85,6 +88,9 @@ pub enum Claim {
         lesser: String,
         margin: String,
         note: Option<String>,
+        /// Ours is a deterministic computation: one value, no spread.
+        #[serde(default)]
+        computed: bool,
     },
     /// The quantity lies between two values.
     Range {
@@ -96,6 +102,9 @@ pub enum Claim {
         unit: String,
         margin: String,
         note: Option<String>,
+        /// Ours is a deterministic computation: one value, no spread.
+        #[serde(default)]
+        computed: bool,
     },
 }
 
@@ -134,6 +143,15 @@ impl Claim {
         }
     }
 
+    /// Whether ours is a deterministic computation.
+    pub fn computed(&self) -> bool {
+        match self {
+            Claim::Number { computed, .. }
+            | Claim::Ordering { computed, .. }
+            | Claim::Range { computed, .. } => *computed,
+        }
+    }
+
     /// The quantities that it is about.
     pub fn quantities(&self) -> Vec<&str> {
         match self {
@@ -164,6 +182,24 @@ pub struct Reading {
     pub reading: String,
     /// A computation of the report that shows it.
     pub computed: Option<Computation>,
+    /// Measured quantities that show it.
+    #[serde(default)]
+    pub quantities: Vec<String>,
+}
+
+/// Which part of the paper a report is about: claims and readings of the theory have ids that begin with `theory.`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    #[default]
+    Training,
+    Theory,
+}
+
+impl Scope {
+    fn has(self, id: &str) -> bool {
+        id.starts_with("theory.") == (self == Scope::Theory)
+    }
 }
 
 /// Computations that a reading can ask for.
@@ -212,6 +248,15 @@ impl Claims {
             }
         }
         Ok(claims)
+    }
+
+    /// Without what belongs to another part of the paper, margins and all.
+    pub fn within(mut self, scope: Scope) -> Self {
+        self.claims.retain(|c| scope.has(c.id()));
+        self.readings.retain(|r| scope.has(&r.id));
+        let used: BTreeSet<&str> = self.claims.iter().map(Claim::margin).collect();
+        self.margins.retain(|name, _| used.contains(name.as_str()));
+        self
     }
 
     /// The number that one place of the paper (the id's first word, as `table1`) prints of a quantity.
@@ -295,7 +340,8 @@ pub fn judge<'a>(claims: &Claims, claim: &'a Claim, measured: &Measurements) -> 
     let Some(summary) = ours else {
         return Judged { claim, verdict: Verdict::NotRun, ours: None, half_width: None };
     };
-    let half_width = summary.half_width_with(other);
+    let alone = (claim.computed() && summary.n == 1).then_some(0.0);
+    let half_width = summary.half_width_with(other).or(alone);
     let verdict = match half_width {
         None => Verdict::Inconclusive(Further::Unknown),
         Some(half) => {

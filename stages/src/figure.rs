@@ -31,6 +31,8 @@ pub enum Layout {
     Figure4b,
     /// The chosen epoch against that width.
     Figure5,
+    /// A figure of the theory's report, drawn by `synthetic/show`.
+    Theory,
 }
 
 #[derive(Deserialize)]
@@ -65,10 +67,11 @@ pub struct Figure {
     pub sources: Vec<Fidelity>,
 }
 
-struct Drawing {
-    figure: Figure,
-    panels: Vec<Panel>,
-    columns: usize,
+/// A figure with its charts.
+pub struct Drawing {
+    pub figure: Figure,
+    pub panels: Vec<Panel>,
+    pub columns: usize,
 }
 
 /// Runs the stage. Inputs: `metrics` (evaluate stages), for figure 3 also `geometry`. Output: `figure.{svg,html,csv,json}`.
@@ -90,13 +93,19 @@ pub fn run(job: Job) -> Result<()> {
                 classes.ok_or_else(|| bad("params: classes: an even number of at least 4 is expected"))?;
             figure3(&metrics()?, &runs::shaped(&job.inputs("geometry")?)?, gamma, classes)?
         }
+        Layout::Theory => return Err(bad("params: layout: theory is drawn by synthetic/show")),
     };
+    write_drawing(&job, &drawing)
+}
+
+/// Writes `figure.{svg,html,csv,json}`.
+pub fn write_drawing(job: &Job, drawing: &Drawing) -> Result<()> {
     let looks = looks(&drawing.panels);
     let out = |name: &str| job.out().join(name);
     let svg = plot::figure(&drawing.panels, &looks, drawing.columns, &drawing.figure.title)?;
     job::write(&out("figure.svg"), svg.as_bytes())?;
-    job::write(&out("figure.html"), fragment(&drawing, &looks)?.as_bytes())?;
-    job::write(&out("figure.csv"), csv(&drawing).as_bytes())?;
+    job::write(&out("figure.html"), fragment(drawing, &looks)?.as_bytes())?;
+    job::write(&out("figure.csv"), csv(drawing).as_bytes())?;
     job::write_json(&out("figure.json"), &drawing.figure)
 }
 

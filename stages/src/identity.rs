@@ -9,7 +9,7 @@ use crate::job::bad;
 use crate::nn::cpu::Isa;
 
 /// The kinds whose results are bits of floating-point arithmetic and so depend on the instruction set.
-const ARITHMETIC: &[&str] = &["train", "evaluate", "geometry"];
+const ARITHMETIC: &[&str] = &["train", "evaluate", "geometry", "synthetic"];
 
 /// Prints the identity of the kind named by the first word.
 pub fn run(words: &[String]) -> Result<()> {

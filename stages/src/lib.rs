@@ -30,6 +30,28 @@ pub mod schedule;
 pub mod scores;
 pub mod stats;
 pub mod subsample;
+/// The paper's theory, computed: one stage a file, and what they share.
+pub mod synthetic {
+    pub mod bound;
+    pub mod boundary;
+    pub mod descent;
+    pub mod direction;
+    pub mod figure4;
+    pub mod figure6;
+    pub mod lbfgs;
+    pub mod linalg;
+    pub mod logistic;
+    pub mod mixture;
+    pub mod mlp;
+    pub mod nonneg;
+    pub mod outcome;
+    pub mod peeled;
+    pub mod population;
+    pub mod separators;
+    pub mod shift;
+    pub mod show;
+    pub mod sweep;
+}
 pub mod table;
 pub mod theory;
 pub mod train;

@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::claims::{Claims, Judged, Measurements, judge};
+use crate::claims::{Claims, Judged, Measurements, Scope, judge};
 use crate::figure::{self, Figure};
 use crate::job::{self, Job, NamedInput, bad, read_json};
 use crate::table::{self, Fidelity, Table};
@@ -26,6 +26,9 @@ struct Params {
     title: String,
     /// How this run is smaller than the paper's; empty: it is not, and verdicts are shown.
     reduced: String,
+    /// The part of the paper whose claims and readings are shown.
+    #[serde(default)]
+    scope: Scope,
     /// What was set, beside what the paper set.
     settings: Vec<Setting>,
     /// Where this reproduction does otherwise, in every profile.
@@ -143,7 +146,7 @@ type Copies = Vec<(PathBuf, PathBuf)>;
 
 fn read(job: &Job) -> Result<(Content, Copies)> {
     let params: Params = job.params()?;
-    let claims = Claims::read(&job.input("claims")?)?;
+    let claims = Claims::read(&job.input("claims")?)?.within(params.scope);
     let provenance: Provenance = read_json(&job.input("provenance")?)?;
     if provenance.version != PROVENANCE {
         return Err(bad(format!(

@@ -25,6 +25,8 @@ pub enum Layout {
     Table2Shift,
     /// Worst-group accuracy by data set, network and weight decay: its other rows.
     Table2Groups,
+    /// A table of the theory's report, made by `synthetic/show`.
+    Theory,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +75,7 @@ pub fn run(job: Job) -> Result<()> {
     let metrics = job.inputs("metrics")?;
     let table = match params.layout {
         Layout::Table2Groups => groups::build(&claims, &crate::groups::read(&metrics, &params.axes)?),
+        Layout::Theory => return Err(bad("params: layout: theory is made by synthetic/show")),
         Layout::Table1 | Layout::Table2Shift => build(&params, &claims, &runs::evaluated(&metrics)?)?,
     };
     let out = |name: &str| job.out().join(name);
@@ -85,7 +88,7 @@ pub fn run(job: Job) -> Result<()> {
 
 impl Table {
     /// Title, grids and notes as text, through one of the grid's writers.
-    fn text(&self, grid: impl Fn(&Grid) -> String, title: &str, note: &str) -> String {
+    pub fn text(&self, grid: impl Fn(&Grid) -> String, title: &str, note: &str) -> String {
         let mut text = format!("{title}{}\n\n", self.title);
         for g in &self.grids {
             text += &grid(g);
@@ -103,7 +106,7 @@ pub fn html(table: &Table) -> String {
     table.grids.iter().map(Grid::html).collect::<Vec<_>>().join("\n")
 }
 
-fn csv(table: &Table) -> String {
+pub fn csv(table: &Table) -> String {
     let mut text = Grid::CSV_HEAD.to_string();
     for grid in &table.grids {
         text += &grid.csv(&table.id);
@@ -120,7 +123,7 @@ fn build(params: &Params, claims: &Claims, runs: &Runs<Evaluated>) -> Result<Tab
     }
     let (methods, metrics): (&[Method], _) = match params.layout {
         Layout::Table1 => (&[Method::Erm, Method::ItFeatures, Method::ItClassifier], &METRICS[..]),
-        Layout::Table2Shift | Layout::Table2Groups => {
+        Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => {
             (&[Method::Erm, Method::Iw, Method::GroupDro, Method::ItClassifier], &METRICS[..1])
         }
     };
@@ -151,7 +154,7 @@ fn build(params: &Params, claims: &Claims, runs: &Runs<Evaluated>) -> Result<Tab
             format!("{name} in the layout of Table 1 — not in the paper"),
             format!("Accuracy in % on the balanced test set, {name}; the paper has no such table"),
         ),
-        Layout::Table2Shift | Layout::Table2Groups => (
+        Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => (
             "table2-shift".to_string(),
             format!("Table 2, label-shift rows: {name}"),
             "Worst-class accuracy in % on the balanced test set".to_string(),
@@ -229,7 +232,7 @@ impl Plan<'_> {
     fn stub(&self, last: &str) -> Vec<String> {
         match self.layout {
             Layout::Table1 => vec!["ratio".into(), last.into()],
-            Layout::Table2Shift | Layout::Table2Groups => vec!["label shift".into(), last.into()],
+            Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => vec!["label shift".into(), last.into()],
         }
     }
 
@@ -238,13 +241,13 @@ impl Plan<'_> {
         for method in self.methods {
             let label = match (self.layout, method) {
                 (Layout::Table1, Method::Erm) => "vanilla (ERM)",
-                (Layout::Table2Shift, Method::ItClassifier) => "IT, as IT(W)",
+                (Layout::Table2Shift | Layout::Theory, Method::ItClassifier) => "IT, as IT(W)",
                 _ => method.label(),
             };
             for (_, metric, _) in self.metrics {
                 columns.push(match self.layout {
                     Layout::Table1 => Column { group: label.into(), label: (*metric).into() },
-                    Layout::Table2Shift | Layout::Table2Groups => {
+                    Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => {
                         Column { group: String::new(), label: label.into() }
                     }
                 });
@@ -256,7 +259,7 @@ impl Plan<'_> {
     fn place_label(&self, data: &str, ratio: u64) -> String {
         match self.layout {
             Layout::Table1 => format!("1:{ratio}"),
-            Layout::Table2Shift | Layout::Table2Groups => format!("1:{ratio}, {}", dataset_label(data)),
+            Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => format!("1:{ratio}, {}", dataset_label(data)),
         }
     }
 
@@ -270,7 +273,7 @@ impl Plan<'_> {
         };
         let place_word = match self.layout {
             Layout::Table1 => "table1",
-            Layout::Table2Shift | Layout::Table2Groups => "table2",
+            Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => "table2",
         };
         let printed = self.each(|method, metric, digits| {
             let value = self.claims.printed(place_word, &quantity(data, ratio, method, "best", metric));

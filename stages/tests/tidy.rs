@@ -186,10 +186,8 @@ fn reached(src: &Path, file: &Path) -> BTreeSet<PathBuf> {
     }
     for path in wanted {
         for end in 1..=path.len() {
-            match file_of(src, &path[..end]) {
-                Some(found) => files.insert(found),
-                None => break,
-            };
+            // A module written inline has no file; what lies below it may have one.
+            files.extend(file_of(src, &path[..end]));
         }
     }
     files

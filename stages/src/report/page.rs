@@ -4,8 +4,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
 use super::{Content, Deviation, Setting, appendix};
-use crate::claims::{Claim, Computation, Further, Judged, Verdict};
+use crate::claims::{Claim, Computation, Further, Judged, Scope, Verdict};
 use crate::grid::{RowKind, anchor, decimal};
+use crate::stats::Summary;
 use crate::table::dataset_label;
 use crate::theory;
 
@@ -127,7 +128,9 @@ fn results(c: &Content) -> Markup {
     html! {
         section id="results" {
             h2 { "What came out" }
-            @if lines.is_empty() {
+            @if c.params.scope == Scope::Theory {
+                (outcome(c))
+            } @else if lines.is_empty() {
                 p { "No method was run beside ERM on the same seeds." }
             } @else {
                 p { "Worst-class accuracy on the balanced test set, minus ERM's, paired by seed:" }
@@ -135,6 +138,50 @@ fn results(c: &Content) -> Markup {
                     @for place in places {
                         dt { (place) }
                         dd { ul { @for (_, line) in lines.iter().filter(|(p, _)| p == place) { li { (line) } } } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the theory's claims came to, those first that do not hold.
+fn outcome(c: &Content) -> Markup {
+    if !c.judges() {
+        return html! { p { "Figures and tables below; a reduced run judges nothing." } };
+    }
+    let all = c.verdicts();
+    let of =
+        |wanted: fn(&Verdict) -> bool| all.iter().filter(move |j| wanted(&j.verdict)).collect::<Vec<_>>();
+    let parts = [
+        ("Contradicted by the computation", of(|v| *v == Verdict::Contradicted)),
+        ("Open", of(|v| matches!(v, Verdict::Inconclusive(_) | Verdict::NotRun))),
+        ("Confirmed", of(|v| *v == Verdict::Match)),
+    ];
+    html! {
+        dl.results {
+            @for (title, judged) in parts.iter().filter(|(_, j)| !j.is_empty()) {
+                dt { (title) " (" (judged.len()) ")" }
+                dd { ul { @for j in judged { li { a href=(format!("#c-{}", j.claim.id())) { (j.claim.place()) } } } } }
+            }
+        }
+    }
+}
+
+/// The value of each quantity that shows a reading.
+fn shown(c: &Content, quantities: &[String]) -> Markup {
+    html! {
+        @if !quantities.is_empty() {
+            p { span.label { "computed" } " "
+                @for (i, id) in quantities.iter().enumerate() {
+                    @if i > 0 { "; " }
+                    code { (id) } " = "
+                    @match c.measurements.get(id).and_then(|m| Some((m, Summary::of(&m.values())?))) {
+                        Some((m, s)) => {
+                            a href=(format!("#{}", anchor(id))) { (decimal(s.mean, 3, false)) }
+                            @if !m.unit.is_empty() { " " (m.unit) }
+                        },
+                        None => "not in this run",
                     }
                 }
             }
@@ -184,7 +231,7 @@ fn run(c: &Content) -> Markup {
                     tbody { @for d in &c.params.deviations { (deviation(d)) } }
                 } }
             }
-            h3 { "Data" }
+            @if !c.sources.is_empty() { h3 { "Data" } }
             ul {
                 @for s in &c.sources {
                     li {
@@ -296,6 +343,7 @@ fn readings(c: &Content) -> Markup {
                         Some(Computation::ClosedForms) => (closed_forms()),
                         None => {}
                     }
+                    (shown(c, &r.quantities))
                 }
             }
         }
@@ -338,11 +386,13 @@ fn closed_forms() -> Markup {
 fn rerun(c: &Content) -> Markup {
     let profile = &c.provenance.profile;
     let mirror = c.provenance.vars.get("variant").and_then(Value::as_str) == Some("mirror");
+    let mirror = mirror && c.params.scope == Scope::Training;
+    let target = if c.params.scope == Scope::Theory { "theory" } else { "report" };
     let mirror = if mirror { " --mirror DIR" } else { "" };
     html! {
         section id="rerun" {
             h2 { "How to run it" }
-            pre { "cargo run --release -- run report --profile " (profile) (mirror) }
+            pre { "cargo run --release -- run " (target) " --profile " (profile) (mirror) }
             @if !mirror.is_empty() { p { code { "DIR" } " holds the files in the Hub's own layout; their digests are pinned, and another file is refused." } }
             p { "What is up to date is not run again. Why a stage would run, its log, and what it is made of:" }
             pre {
