@@ -32,6 +32,7 @@ pub mod stats;
 pub mod subsample;
 /// The paper's theory, computed: one stage a file, and what they share.
 pub mod synthetic {
+    pub mod bench;
     pub mod bound;
     pub mod boundary;
     pub mod descent;

@@ -25,6 +25,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("table", Entry::Stage(stages::table::run)),
     ("figure", Entry::Stage(stages::figure::run)),
     ("report", Entry::Stage(stages::report::run)),
+    ("synthetic/bench", Entry::Words(stages::synthetic::bench::run)),
     ("synthetic/boundary", Entry::Stage(stages::synthetic::boundary::run)),
     ("synthetic/bound", Entry::Stage(stages::synthetic::bound::run)),
     ("synthetic/direction", Entry::Stage(stages::synthetic::direction::run)),

@@ -5,7 +5,6 @@
 
 use anyhow::Result;
 use serde::Deserialize;
-use statrs::function::erf::erfc;
 
 use super::mixture::{open, positive};
 
@@ -25,7 +24,7 @@ pub struct Model {
 
 /// Φ.
 pub fn normal_cdf(x: f64) -> f64 {
-    0.5 * erfc(-x / std::f64::consts::SQRT_2)
+    0.5 * libm::erfc(-x / std::f64::consts::SQRT_2)
 }
 
 /// The integral of equation (39): E (a - b Z)₊² for a standard normal Z, b >= 0.
