@@ -49,8 +49,8 @@ pub fn run(job: Job) -> Result<()> {
     // What one Newton step costs: the system's entries and Cholesky's multiplications, in 10^9.
     let small = p.n.min(p.m) as f64;
     let steps: usize = fits.iter().map(|f| f.iterations).sum();
-    let assembling = if p.m > p.n { 0.0 } else { small * small * p.n as f64 };
-    let once = if p.m > p.n { small * small * p.m as f64 / 2.0 } else { 0.0 };
+    let assembling = if p.m >= p.n { 0.0 } else { small * small * p.n as f64 };
+    let once = if p.m >= p.n { small * small * p.m as f64 / 2.0 } else { 0.0 };
     let work = (once + steps as f64 * (assembling / 2.0 + small * small * small / 6.0)) / 1e9;
     out.add(format!("{}/{}/log10-work", p.name, p.m), "", p.seed, libm::log10(work));
     out.write(&job)

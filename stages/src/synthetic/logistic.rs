@@ -42,6 +42,8 @@ pub struct Solution {
     pub coefficients: Vec<f64>,
     /// α with w = Xᵀα.
     pub dual: Vec<f64>,
+    /// s_i x_i·w.
+    pub margins: Vec<f64>,
     pub objective: f64,
     /// Euclidean norm of the gradient with respect to w.
     pub gradient: f64,
@@ -91,8 +93,8 @@ impl Loss {
         f.iter().zip(&self.scales).zip(&self.weights).map(one).collect()
     }
 
-    /// The minimiser; `examples` is n × m, `kernel` its Gram matrix where m > n and it is at hand, `start` an α (m > n)
-    /// or a w to begin at.
+    /// The minimiser; `examples` is n × m, `kernel` its Gram matrix where m >= n and it is at hand, `start` another
+    /// loss's optimum on the same examples to begin at: its margins (m >= n), or its w.
     ///
     /// Errors: see [`Loss::check`]; a singular system; no convergence within the allowed steps.
     pub fn minimise(
@@ -106,7 +108,7 @@ impl Loss {
         if examples.cols == 0 {
             return Err(bad("logistic: m = 0: there are no features"));
         }
-        if examples.cols > examples.rows {
+        if examples.cols >= examples.rows {
             match kernel {
                 Some(kernel) => self.in_examples(examples, kernel, start, stop),
                 None => self.in_examples(examples, &gram(examples), start, stop),
@@ -147,9 +149,11 @@ impl Loss {
                 let gradient: Vec<f64> =
                     columns.times(&pull).iter().zip(&w).map(|(p, w)| self.ridge * w - p).collect();
                 let dual = pull.iter().map(|p| p / self.ridge).collect();
+                let margins = f.iter().zip(&self.scales).map(|(f, s)| f * s).collect();
                 return Ok(Solution {
                     coefficients: w,
                     dual,
+                    margins,
                     objective: value,
                     gradient: norm(&gradient),
                     iterations,
@@ -162,21 +166,18 @@ impl Loss {
     /// Newton over α: n × n systems. With D the second derivatives and z = f + pull / D, a step solves
     /// (ridge D⁻¹ + K) α = z, written with √D so that saturated examples (D = 0) do no harm.
     fn in_examples(&self, x: &Matrix, k: &Matrix, start: Option<&Solution>, stop: Stop) -> Result<Solution> {
-        let n = k.rows;
-        let mut alpha = start.map_or_else(|| vec![0.0; n], |s| s.dual.clone());
+        // Where every example can have the margin that it wants, temperatures hardly change the margins s f: a step from
+        // them leads near the optimum, however far α is.
+        let mut alpha = match start {
+            None => vec![0.0; k.rows],
+            Some(start) => {
+                let f: Vec<f64> = start.margins.iter().zip(&self.scales).map(|(u, s)| u / s).collect();
+                self.newton(k, &f)?
+            }
+        };
         let mut f = k.times(&alpha);
         for iterations in 1..=stop.iterations {
-            let s = self.stiffness(&f);
-            let mut system = Matrix::zeros(n, n);
-            for i in 0..n {
-                let row = &mut system.data[i * n..i * n + i + 1];
-                row.iter_mut().zip(k.row(i)).zip(&s).for_each(|((b, k), sj)| *b = s[i] * k * sj);
-                row[i] += self.ridge;
-            }
-            let right: Vec<f64> =
-                self.ratio(&f).iter().zip(&s).zip(&f).map(|((r, s), f)| s * f + r).collect();
-            let solved = Cholesky::new(system)?.solve(&right);
-            let step: Vec<f64> = solved.iter().zip(&s).zip(&alpha).map(|((v, s), a)| s * v - a).collect();
+            let step: Vec<f64> = self.newton(k, &f)?.iter().zip(&alpha).map(|(new, a)| new - a).collect();
             let change = k.times(&step);
             let downhill: Vec<f64> =
                 self.pull(&f).iter().zip(&alpha).map(|(p, a)| p - self.ridge * a).collect();
@@ -194,6 +195,7 @@ impl Loss {
                 let slope: Vec<f64> =
                     self.pull(&f).iter().zip(&alpha).map(|(p, a)| self.ridge * a - p).collect();
                 return Ok(Solution {
+                    margins: f.iter().zip(&self.scales).map(|(f, s)| f * s).collect(),
                     coefficients: x.transposed_times(&alpha),
                     objective: value,
                     gradient: norm(&x.transposed_times(&slope)),
@@ -203,6 +205,21 @@ impl Loss {
             }
         }
         Err(self.unfinished(stop))
+    }
+
+    /// The α of a full step from outputs f.
+    fn newton(&self, k: &Matrix, f: &[f64]) -> Result<Vec<f64>> {
+        let n = k.rows;
+        let s = self.stiffness(f);
+        let mut system = Matrix::zeros(n, n);
+        for i in 0..n {
+            let row = &mut system.data[i * n..i * n + i + 1];
+            row.iter_mut().zip(k.row(i)).zip(&s).for_each(|((b, k), sj)| *b = s[i] * k * sj);
+            row[i] += self.ridge;
+        }
+        let right: Vec<f64> = self.ratio(f).iter().zip(&s).zip(f).map(|((r, s), f)| s * f + r).collect();
+        let solved = Cholesky::new(system)?.solve(&right);
+        Ok(solved.iter().zip(&s).map(|(v, s)| s * v).collect())
     }
 
     /// Halves the step until the objective falls enough: step length, objective there, whether this was the last one.

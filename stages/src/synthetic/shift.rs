@@ -87,7 +87,7 @@ fn one(p: &Params, ratio: usize, seed: u64, out: &mut Outcome) -> Result<()> {
     for t in grid {
         let scales: Vec<f64> = y.iter().map(|y| if *y > 0.0 { 1.0 } else { -1.0 / t }).collect();
         let loss = Loss { scales, weights: vec![1.0 / y.len() as f64; y.len()], ridge: p.ridge };
-        let kernel = (x.cols > x.rows).then_some(&kernel);
+        let kernel = (x.cols >= x.rows).then_some(&kernel);
         let found = loss.minimise(&x, kernel, last.as_ref(), Stop::default())?;
         let w = &found.coefficients;
         let (slope, spread) = (w[0] * p.mean, norm(&w[..p.dimension]));

@@ -75,7 +75,7 @@ pub struct Draw {
     validation: Examples,
     weights: Matrix,
     features: Matrix,
-    /// Gram matrix of the features where there are more of them than examples.
+    /// Gram matrix of the features where there are at least as many of them as examples.
     kernel: Option<Matrix>,
     proportions: [f64; 4],
     ridge: f64,
@@ -90,7 +90,7 @@ impl Draw {
         let train = draw(setting, counts, seed, "train");
         let weights = layer(2 * setting.dimension, sizes.m, seed, normalisation);
         let features = features(&train.x, &weights);
-        let kernel = (sizes.m > train.y.len()).then(|| gram(&features));
+        let kernel = (sizes.m >= train.y.len()).then(|| gram(&features));
         Ok(Self {
             test: draw(setting, [sizes.test; 4], seed, "test"),
             validation: draw(setting, [sizes.validation; 4], seed, "validation"),
@@ -206,6 +206,7 @@ fn loose(loss: &Loss, x: &Matrix) -> Result<Solution> {
     let dual = loss.pull(&x.times(&found.x)).iter().map(|p| p / loss.ridge).collect();
     Ok(Solution {
         coefficients: found.x,
+        margins: vec![],
         dual,
         objective: found.value,
         gradient: found.gradient,
