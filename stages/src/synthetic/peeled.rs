@@ -136,7 +136,7 @@ pub fn solve(classes: u32, ratio: f64, placement: Placement) -> Result<Optimum> 
         found.status,
         SolverStatus::Solved | SolverStatus::AlmostSolved | SolverStatus::InsufficientProgress
     );
-    if !solved || !(gap <= 1e-9) {
+    if !solved || gap.is_nan() || gap > 1e-9 {
         anyhow::bail!("peeled: R = {ratio}: {:?}, with a relative duality gap of {gap:e}", found.status);
     }
     let z: Blocks = [found.x[0], found.x[1], found.x[2], found.x[3], found.x[4], found.x[5]];
@@ -148,7 +148,7 @@ pub fn solve(classes: u32, ratio: f64, placement: Placement) -> Result<Optimum> 
 }
 
 fn check(classes: u32, ratio: f64) -> Result<()> {
-    if classes < 4 || classes % 2 != 0 {
+    if classes < 4 || !classes.is_multiple_of(2) {
         return Err(bad(format!("params: classes: {classes}, an even number of at least 4 is expected")));
     }
     if !(ratio >= 1.0 && ratio.is_finite()) {
