@@ -29,10 +29,29 @@ fn main() {
         .collect();
     features.sort();
     set("IT_FEATURES", &features.join(","));
+    let absent = absent(&read_manifest(&variable("CARGO_MANIFEST_DIR")), &features);
     let read = |name: &str| fs::read_to_string(Path::new(&variable("CARGO_MANIFEST_DIR")).join(name));
     let (lock, manifest) =
         (read("../Cargo.lock").unwrap_or_default(), read("Cargo.toml").unwrap_or_default());
-    set("IT_DEPENDENCIES", &closure(&lock, &manifest, "stages"));
+    set("IT_DEPENDENCIES", &closure(&lock, &manifest, &absent, "stages"));
+}
+
+fn read_manifest(folder: &str) -> String {
+    fs::read_to_string(Path::new(folder).join("Cargo.toml")).unwrap_or_default()
+}
+
+/// The optional dependencies whose features are off: the lock names them, the program has them not.
+fn absent(manifest: &str, features: &[String]) -> Vec<String> {
+    let optional = manifest.lines().filter(|line| line.contains("optional = true"));
+    let names = optional.filter_map(|line| Some(line.split_once(" =")?.0.trim().to_string()));
+    let is_on = |name: &String| {
+        let word = format!("\"dep:{name}\"");
+        let mut of = manifest.lines().filter(|line| line.contains(&word));
+        of.any(|line| {
+            line.split_once(" =").is_some_and(|(feature, _)| features.iter().any(|f| f == feature.trim()))
+        })
+    };
+    names.filter(|name| !is_on(name)).collect()
 }
 
 fn set(name: &str, value: &str) {
@@ -41,7 +60,7 @@ fn set(name: &str, value: &str) {
 
 /// The packages that `root` needs, one `name version checksum` a package, joined by `;`. Other members of the
 /// workspace, what only they need and what only the tests need are left out, so that none of these retrains a model.
-fn closure(lock: &str, manifest: &str, root: &str) -> String {
+fn closure(lock: &str, manifest: &str, absent: &[String], root: &str) -> String {
     struct Package {
         name: String,
         version: String,
@@ -82,13 +101,14 @@ fn closure(lock: &str, manifest: &str, root: &str) -> String {
         let (name, version) = (words.next().unwrap_or_default(), words.next());
         packages.iter().position(|p| p.name == name && version.is_none_or(|v| p.version == v))
     };
-    let only_tests = only_tests(manifest);
+    let mut left_out = only_tests(manifest);
+    left_out.extend(absent.iter().cloned());
     let mut seen: Vec<usize> = find(root).into_iter().collect();
     let mut next = 0;
     while next < seen.len() {
         let needs = packages[seen[next]].needs.iter();
         let needs = needs
-            .filter(|need| next > 0 || !only_tests.iter().any(|name| need.split(' ').next() == Some(name)));
+            .filter(|need| next > 0 || !left_out.iter().any(|name| need.split(' ').next() == Some(name)));
         for found in needs.filter_map(|need| find(need)).collect::<Vec<_>>() {
             if !seen.contains(&found) {
                 seen.push(found);

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::hub::{Hub, Place, RepoType, Resolve};
+use crate::hub::{self, Hub, Place, RepoType};
 use crate::job::{Fixed, Job, Promise, bad, progress};
 
 /// The place of a source.
@@ -62,10 +62,10 @@ enum Variant {
 /// Errors say which file, where it was looked for and what to do; `BadInput` where another run cannot help.
 pub fn run(job: Job) -> Result<()> {
     let params: Params = job.params()?;
-    let hub = Resolve::from_env();
+    let hub = hub::from_env()?;
     let offline = std::env::var("HF_HUB_OFFLINE")
         .is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.trim().to_lowercase().as_str()));
-    fetch(&params, job.fixed()?, offline, &hub, job.scratch(), job.out())
+    fetch(&params, job.fixed()?, offline, &*hub, job.scratch(), job.out())
 }
 
 /// [`run`] without the environment: `offline` and `hub` are what it would have found there.

@@ -1,5 +1,5 @@
 //! Files of a repository at a pinned revision, over HTTP: the [`Hub`] trait and a thin client of the Hub's resolve
-//! route. Knows statuses, redirects, ranges, retries and to whom the token may go; knows no digest of a file (see
+//! route; the Hub's own client stands in `hub/official.rs`. Knows statuses, redirects, ranges, retries and to whom the token may go; knows no digest of a file (see
 //! `fetch.rs`) and no data set.
 
 use std::fs::{File, OpenOptions};
@@ -14,6 +14,9 @@ use ureq::http::{Response, header};
 use ureq::{Agent, Body};
 
 use crate::job::bad;
+
+#[cfg(feature = "hf-hub")]
+pub mod official;
 
 /// Where a file lies on the Hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +73,29 @@ struct Target<'a> {
     url: String,
     /// Where it lies on the Hub, and its name there; `None` for a plain URL.
     on_hub: Option<(&'a Place, &'a str)>,
+}
+
+/// The client that the environment asks for: hf-hub where this program has it, unless `HF_HUB_CLIENT` is `thin`.
+///
+/// Errors: `BadInput` for another word in `HF_HUB_CLIENT`, or `hf-hub` in a program without it.
+pub fn from_env() -> Result<Box<dyn Hub>> {
+    let thin = Resolve::from_env();
+    let word = std::env::var("HF_HUB_CLIENT").unwrap_or_default();
+    match word.trim() {
+        "thin" => Ok(Box::new(thin)),
+        #[cfg(feature = "hf-hub")]
+        "" | "hf-hub" => Ok(Box::new(official::Official::new(thin, Duration::from_secs(60))?)),
+        #[cfg(not(feature = "hf-hub"))]
+        "" => Ok(Box::new(thin)),
+        #[cfg(not(feature = "hf-hub"))]
+        "hf-hub" => {
+            let what = "HF_HUB_CLIENT: this program was built without hf-hub";
+            Err(bad(format!(
+                "{what}\nhint: build it with --features stages/hf-hub, or leave the variable out"
+            )))
+        }
+        other => Err(bad(format!("HF_HUB_CLIENT: `{other}` is unknown: hf-hub or thin is expected"))),
+    }
 }
 
 /// The client of the resolve route: plain HTTP with Range, on ureq.

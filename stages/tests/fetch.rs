@@ -116,7 +116,7 @@ fn file(stream: &mut TcpStream, request: &Request, content: &[u8], most: usize) 
 }
 
 fn content() -> Vec<u8> {
-    (0..100_000u32).map(|i| (i * i / 7) as u8).collect()
+    (0..100_000u32).map(|i| (i.wrapping_mul(i) / 7) as u8).collect()
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -133,7 +133,11 @@ fn params(variant: &str) -> Params {
 fn clients(url: &str, token: Option<&str>) -> Vec<(&'static str, Box<dyn Hub>)> {
     let timeout = Duration::from_millis(400);
     let thin = || Resolve::new(url, token.map(String::from), timeout, Duration::from_millis(1));
-    vec![("thin", Box::new(thin()))]
+    vec![
+        ("thin", Box::new(thin())),
+        #[cfg(feature = "hf-hub")]
+        ("hf-hub", Box::new(stages::hub::official::Official::new(thin(), timeout).unwrap())),
+    ]
 }
 
 /// One promised file: its content's size and digest.
