@@ -78,7 +78,7 @@ pub fn covers(accepted: &BTreeMap<String, Accepted>, id: &str, licence: &Licence
 /// A consent that is missing, with what it is about and how to give it; an unknown licence on the command line.
 pub fn demand(session: &Session, wanted: &[StageId], given: &[String]) -> Result<(), Error> {
     let licences = &session.pipeline.licences;
-    for id in given.iter().filter(|id| !licences.contains_key(*id)) {
+    if let Some(id) = given.iter().find(|id| !licences.contains_key(*id)) {
         let known: Vec<&str> =
             licences.iter().filter(|(_, l)| l.consent).map(|(id, _)| id.as_str()).collect();
         let known = if known.is_empty() { "none".to_string() } else { known.join(", ") };
