@@ -232,7 +232,9 @@ impl Plan<'_> {
     fn stub(&self, last: &str) -> Vec<String> {
         match self.layout {
             Layout::Table1 => vec!["ratio".into(), last.into()],
-            Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => vec!["label shift".into(), last.into()],
+            Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => {
+                vec!["label shift".into(), last.into()]
+            }
         }
     }
 
@@ -259,7 +261,9 @@ impl Plan<'_> {
     fn place_label(&self, data: &str, ratio: u64) -> String {
         match self.layout {
             Layout::Table1 => format!("1:{ratio}"),
-            Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => format!("1:{ratio}, {}", dataset_label(data)),
+            Layout::Table2Shift | Layout::Table2Groups | Layout::Theory => {
+                format!("1:{ratio}, {}", dataset_label(data))
+            }
         }
     }
 
