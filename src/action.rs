@@ -77,7 +77,7 @@ impl std::fmt::Display for Change {
 
 /// A value as one shows it: digests short, long texts by their parts that matter, one line.
 fn brief(value: &str) -> String {
-    let words = value.split(' ').map(|word| match word.parse::<Digest>() {
+    let words = value.trim_end().split(' ').map(|word| match word.parse::<Digest>() {
         Ok(digest) => digest.short(),
         Err(_) => word.to_string(),
     });

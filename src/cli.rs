@@ -28,7 +28,7 @@ pub struct Cli {
 #[derive(Args, Clone, Debug)]
 pub struct Global {
     /// The pipeline; its folder is the repository. Without it: pipeline.yaml here or in a folder above
-    #[arg(short, long, value_name = "FILE", global = true, env = "ITPIPE_FILE")]
+    #[arg(long, value_name = "FILE", global = true, env = "ITPIPE_FILE")]
     pub file: Option<PathBuf>,
     /// The profile whose variables are in force; without it the pipeline's default-profile
     #[arg(long, value_name = "NAME", global = true, env = "ITPIPE_PROFILE")]
@@ -85,6 +85,12 @@ pub struct RunArgs {
     /// Sources must not use the network
     #[arg(long, env = "ITPIPE_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
     pub offline: bool,
+    /// Print every event as a line of JSON on stdout, nothing else
+    #[arg(long, env = "ITPIPE_JSON", value_parser = clap::builder::BoolishValueParser::new())]
+    pub json: bool,
+    /// Run again whenever the pipeline, its code or a file that a stage reads changes; Ctrl-C ends it
+    #[arg(long, env = "ITPIPE_WATCH", value_parser = clap::builder::BoolishValueParser::new())]
+    pub watch: bool,
 }
 
 /// What to do.
@@ -96,14 +102,23 @@ pub enum Command {
     Plan {
         /// Stages, as for run
         targets: Vec<String>,
+        /// As lines of JSON
+        #[arg(long, env = "ITPIPE_JSON", value_parser = clap::builder::BoolishValueParser::new())]
+        json: bool,
     },
     /// Name the first cause for which a stage would run again (or ran last), with old and new value
     Why {
         /// A stage
         stage: String,
+        /// Why it would not run: what its key is made of, what came again equal, what is not in the key
+        #[arg(long)]
+        not: bool,
         /// Show every line of the manifest that its key is made of
         #[arg(long)]
         manifest: bool,
+        /// As one JSON document
+        #[arg(long, env = "ITPIPE_JSON", value_parser = clap::builder::BoolishValueParser::new())]
+        json: bool,
     },
     /// Draw the stages
     Graph {
@@ -118,7 +133,7 @@ pub enum Command {
         /// A stage
         stage: String,
         /// Go on printing while it runs
-        #[arg(long)]
+        #[arg(short, long)]
         follow: bool,
     },
     /// Show the result of a stage: key, inputs, files, when and where it ran
@@ -163,6 +178,31 @@ pub enum Command {
     /// The store
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Options and variables in force
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the JSON Schema of pipeline.yaml, for an editor
+    Schema,
+    /// Write a small pipeline to begin with
+    Init {
+        /// Where; made if it is not there
+        #[arg(default_value = ".")]
+        folder: PathBuf,
+    },
+    /// Print what makes a shell complete our commands
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// What to say of the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// List every option, pool and variable with its value and where it comes from
+    Show,
 }
 
 /// What to do with sources.
@@ -207,4 +247,5 @@ pub enum GraphFormat {
     Text,
     Dot,
     Mermaid,
+    Svg,
 }

@@ -1,25 +1,30 @@
 //! The commands, each a short function over the session. Knows what to print on stdout; the work is done elsewhere.
 
 mod data;
+mod describe;
 mod inspect;
 mod keep;
 
 use std::fmt::Write as _;
 
-use crate::cli::{CacheCommand, Cli, Command, DataCommand, Global, GraphFormat};
+use crate::cli::{CacheCommand, Cli, Command, ConfigCommand, DataCommand, Global, GraphFormat};
 use crate::error::Error;
-use crate::event::Event;
+use crate::event::{Event, View};
 use crate::keys::Keys;
 use crate::plan::{Fate, plan};
+use crate::progress;
 use crate::session::{self, Session};
+use crate::why::Cause;
 
 /// Does what the command line says. Returns the exit code.
 pub fn run(cli: Cli) -> Result<u8, Error> {
     let global = &cli.global;
     match cli.command {
-        Command::Run(args) => crate::run::run(global, &args),
-        Command::Plan { targets } => plan_command(global, &targets),
-        Command::Why { stage, manifest } => why(global, &stage, manifest),
+        Command::Run(args) => crate::run::command(global, &args),
+        Command::Plan { targets, json } => plan_command(global, &targets, json),
+        Command::Why { stage, not: true, .. } => inspect::why_not(global, &stage),
+        Command::Why { stage, json: true, .. } => inspect::why_json(global, &stage),
+        Command::Why { stage, manifest, .. } => why(global, &stage, manifest),
         Command::Graph { targets, format } => graph(global, &targets, format),
         Command::Log { stage, follow } => inspect::log(global, &stage, follow),
         Command::Show { stage, json } => inspect::show(global, &stage, json),
@@ -32,6 +37,11 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Data(DataCommand::Fetch(args)) => data::fetch(global, &args),
         Command::Data(DataCommand::Verify { targets }) => data::verify(global, &targets),
         Command::Data(DataCommand::Licences) => data::licences(global),
+        Command::Config(ConfigCommand::Show) => describe::config(global),
+        Command::Schema => describe::schema(),
+        Command::Init { folder } => describe::init(&folder),
+        Command::Completions { shell } => describe::completions(shell),
+        Command::Man => describe::man(),
         Command::Cache(CacheCommand::Ls) => keep::list(global),
         Command::Cache(CacheCommand::Verify) => keep::verify_store(global),
         Command::Cache(CacheCommand::Gc { dry_run }) => keep::gc(global, dry_run),
@@ -46,41 +56,50 @@ fn print(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-fn plan_command(global: &Global, targets: &[String]) -> Result<u8, Error> {
+fn plan_command(global: &Global, targets: &[String], json: bool) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let stages = session.graph.upstream(&session.select(targets)?);
+    let mut view = if json { Some(progress::Json) } else { None };
     let mut out = String::new();
+    let mut tell = |word: &str, name: &str, text: String| match &mut view {
+        Some(view) => {
+            view.event(&Event::Planned { stage: name.into(), fate: word.into(), cause: text });
+        }
+        None if word == "up-to-date" => {}
+        None => _ = writeln!(out, "{word:<8} {name}: {text}"),
+    };
     for (name, program) in session.programs_of(&stages) {
         if session.programs().current(program)?.is_none() {
-            let _ = writeln!(out, "build    {name}: {}", program.build.as_deref().unwrap_or(&program.path));
+            tell("build", name, program.build.clone().unwrap_or_else(|| program.path.clone()));
         }
     }
-    let (mut current, mut run, mut may) = (0, 0, 0);
-    let mut stuck = 0;
+    let (mut current, mut run, mut may, mut stuck) = (0, 0, 0, 0);
     for (id, fate) in plan(&session, &stages)? {
         let name = &session.stage(id).name;
-        let _ = match fate {
-            Fate::UpToDate(_) => {
+        match fate {
+            Fate::UpToDate(output) => {
                 current += 1;
-                Ok(())
+                tell("up-to-date", name, output.key.to_string());
             }
             Fate::Run(cause) => {
                 run += 1;
-                writeln!(out, "run      {name}: {cause}")
+                tell("run", name, cause.to_string());
             }
             Fate::After(first) => {
                 may += 1;
-                writeln!(out, "maybe    {name}: after {}", session.stage(first).name)
+                tell("maybe", name, format!("after {}", session.stage(first).name));
             }
             Fate::Stuck(why) => {
                 stuck += 1;
-                writeln!(out, "stuck    {name}: {why}")
+                tell("stuck", name, why);
             }
         };
     }
-    let _ = write!(out, "{run} to run, {may} that depend on them, {current} up to date");
-    out.push_str(&if stuck > 0 { format!(", {stuck} that cannot run\n") } else { "\n".into() });
-    print(&out);
+    if !json {
+        let _ = write!(out, "{run} to run, {may} that depend on them, {current} up to date");
+        out.push_str(&if stuck > 0 { format!(", {stuck} that cannot run\n") } else { "\n".into() });
+        print(&out);
+    }
     let _ = session.stat.save();
     Ok(if stuck > 0 { crate::error::BAD_INPUT } else { 0 })
 }
@@ -96,14 +115,14 @@ fn why(global: &Global, stage: &str, manifest: bool) -> Result<u8, Error> {
         let _ = match fate {
             Fate::UpToDate(output) => {
                 let _ = writeln!(out, "{name}: up to date, key {}", output.key.short());
-                match inspect::last_cause(&session, name) {
-                    Some(cause) => writeln!(out, "  ran last because of {cause}"),
+                match inspect::last_start(&session, name) {
+                    Some((_, cause)) => writeln!(out, "  ran last because of {cause}"),
                     None => Ok(()),
                 }
             }
             Fate::Run(cause) => {
                 let _ = writeln!(out, "{name}: would run: {cause}");
-                if let crate::why::Cause::Changed(changes) = cause {
+                if let Cause::Changed(changes) | Cause::Instead { changes, .. } = cause {
                     for change in changes.iter().take(40) {
                         let _ = writeln!(out, "  {change}");
                     }
@@ -111,7 +130,15 @@ fn why(global: &Global, stage: &str, manifest: bool) -> Result<u8, Error> {
                         let _ = writeln!(out, "  … and {} more", changes.len() - 40);
                     }
                 }
-                Ok(())
+                let mut follow = session.graph.downstream(&[id]).into_iter().filter(|next| *next != id);
+                let names: Vec<&str> =
+                    follow.by_ref().take(5).map(|id| session.stage(id).name.as_str()).collect();
+                let more = follow.count();
+                match (names.is_empty(), more) {
+                    (true, _) => Ok(()),
+                    (false, 0) => writeln!(out, "  then looks at {}", names.join(", ")),
+                    (false, more) => writeln!(out, "  then looks at {} and {more} more", names.join(", ")),
+                }
             }
             Fate::After(first) => {
                 let cause = fates.iter().find_map(|(stage, fate)| match fate {
@@ -149,6 +176,7 @@ fn graph(global: &Global, targets: &[String], format: GraphFormat) -> Result<u8,
     let text = match format {
         GraphFormat::Text => graph.text(&pipeline, &stages),
         GraphFormat::Dot => graph.dot(&pipeline, &stages),
+        GraphFormat::Svg => graph.svg(&pipeline, &stages),
         GraphFormat::Mermaid => graph.mermaid(&pipeline, &stages),
     };
     print(&text);

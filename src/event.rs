@@ -15,6 +15,9 @@ pub enum Event {
     Building { program: String, command: String },
     /// The build ended well.
     Built { program: String, digest: String, seconds: f64 },
+    /// What a run would do with a stage: `up-to-date` (`cause` is its key), `run` and why, `maybe` after which other,
+    /// `stuck` and why; `build` for a program.
+    Planned { stage: String, fate: String, cause: String },
     /// A recorded result was taken.
     UpToDate { stage: String, key: String },
     /// Another run makes this action; its result is waited for.

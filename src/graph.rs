@@ -184,6 +184,13 @@ impl Graph {
         out
     }
 
+    /// As a picture.
+    pub fn svg(&self, pipeline: &Pipeline, stages: &[StageId]) -> String {
+        let drawing = self.drawing(pipeline, stages);
+        let labels: Vec<String> = (0..drawing.bases.len()).map(|i| drawing.label(i)).collect();
+        svg::draw(&labels, &drawing.edges)
+    }
+
     /// As a Mermaid flowchart, an arrow from what is read to what reads it.
     pub fn mermaid(&self, pipeline: &Pipeline, stages: &[StageId]) -> String {
         let drawing = self.drawing(pipeline, stages);
@@ -197,6 +204,8 @@ impl Graph {
         out
     }
 }
+
+mod svg;
 
 struct Drawing<'p> {
     /// Name and number of instances, each after what it needs.

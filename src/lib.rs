@@ -36,4 +36,5 @@ pub mod stat_cache;
 pub mod stat_table;
 pub mod tree;
 pub mod walk;
+pub mod watch;
 pub mod why;

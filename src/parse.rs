@@ -163,7 +163,7 @@ fn pipeline(
     }
     let root = fields::fields(&node, &FIELDS, &top, sink)?;
     check_version(&node, &root, sink);
-    let (profile, nodes) = vars::profile_and_nodes(&root, profile, overrides, sink);
+    let (profile, nodes, origins) = vars::profile_and_nodes(&root, profile, overrides, sink);
     let profile_node = Node::new(At::default(), Data::Text(profile.clone()));
     let left = Cell::new(expression::MAX_WRITTEN);
     let vars = vars::evaluate(nodes, &profile_node, &left, sink);
@@ -201,6 +201,7 @@ fn pipeline(
         programs,
         licences,
         vars,
+        origins,
         stages,
         overridden,
     })

@@ -151,6 +151,8 @@ pub struct Pipeline {
     pub licences: BTreeMap<String, Licence>,
     /// The variables in force, after the profile and the overrides.
     pub vars: BTreeMap<String, Value>,
+    /// Where each variable has its value from, in a reader's words.
+    pub origins: BTreeMap<String, String>,
     /// Instances in declared order; the axes of a matrix vary with the last one fastest.
     pub stages: Vec<Stage>,
     /// Whether a variable was set on the command line; such runs do not write the lock.

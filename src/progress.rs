@@ -1,5 +1,9 @@
 //! Views of a run: bars on a terminal, plain lines without one, the event log. Consumers of events and of nothing else.
 
+mod machine;
+
+pub use machine::Json;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -38,6 +42,17 @@ pub fn view(color: Color) -> Box<dyn View> {
         true => Box::new(Bars::new(paint)),
         false => Box::new(Plain { paint, running: BTreeMap::new() }),
     }
+}
+
+/// All views of a run.
+pub fn views(color: Color, json: bool, cache: &std::path::Path) -> Vec<Box<dyn View>> {
+    let mut views: Vec<Box<dyn View>> = vec![view(color), Box::new(EventLog::new(cache))];
+    if json {
+        views.push(Box::new(machine::Json));
+    } else if let Some(github) = machine::GitHub::here() {
+        views.push(Box::new(github));
+    }
+    views
 }
 
 /// Seconds as one reads them.
@@ -106,7 +121,9 @@ fn lines(paint: Paint, event: &Event) -> Vec<String> {
             vec![line("publish", format!("{path} ({written} file{})", if *written == 1 { "" } else { "s" }))]
         }
         Event::Ended { summary } => vec![summary_line(summary)],
-        Event::Begun { .. } | Event::UpToDate { .. } | Event::Progress { .. } => Vec::new(),
+        Event::Begun { .. } | Event::Planned { .. } | Event::UpToDate { .. } | Event::Progress { .. } => {
+            Vec::new()
+        }
     }
 }
 

@@ -24,13 +24,14 @@ use crate::keys::{Keyed, Keys, Output};
 use crate::lease::{self, Acquired, Lease};
 use crate::licence;
 use crate::lock::{self, Locked};
-use crate::pipeline::{Input, Kind, Source, StageId};
+use crate::pipeline::{Input, Kind, Pipeline, Source, StageId};
 use crate::progress;
 use crate::publish::{self, Ran, RunFile};
 use crate::results::ActionResult;
 use crate::sandbox;
 use crate::schedule::{Entry, GPU, Schedule, State, Step, WHOLE};
 use crate::session::Session;
+use crate::watch;
 use crate::why::{self, Found};
 
 use attempt::{Attempt, AttemptKey, Bench, Made, Outcome, Said};
@@ -47,6 +48,26 @@ enum Message {
     Said(usize, Said),
     Ended(usize, Outcome, f64, Option<Lease>),
     Signal(i32),
+}
+
+/// Runs, and with `--watch` again whenever something changes.
+pub fn command(global: &Global, args: &RunArgs) -> Result<u8, Error> {
+    if !args.watch {
+        return run(global, args);
+    }
+    let stop = watch::Stop::new()?;
+    loop {
+        let sight = watch::look(global);
+        match run(global, args) {
+            Ok(code) if code > 128 => return Ok(code),
+            Ok(_) => {}
+            Err(error) => eprintln!("itpipe: {error}"),
+        }
+        eprintln!("watching for a change; Ctrl-C ends it");
+        if let Some(code) = watch::wait(global, &sight, &stop) {
+            return Ok(code);
+        }
+    }
 }
 
 /// Brings the targets up to date. Returns the exit code.
@@ -68,8 +89,7 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         check_locked(&session, &wanted)?;
     }
     licence::demand(&session, &wanted, &args.accept_licence)?;
-    let mut views: Vec<Box<dyn View>> =
-        vec![progress::view(global.color), Box::new(progress::EventLog::new(session.store.cache()))];
+    let mut views = progress::views(global.color, args.json, session.store.cache());
     let mut emit = |event: Event| views.iter_mut().for_each(|view| view.event(&event));
     emit(Event::Begun {
         version: event::VERSION,
@@ -103,6 +123,7 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         stop: 0,
         signal: 0,
         fail_fast: args.fail_fast && !args.keep_going,
+        json: args.json,
         summary: Summary::default(),
         error: None,
     };
@@ -128,11 +149,11 @@ fn reads_provenance(session: &Session, id: StageId) -> bool {
 }
 
 /// The capacities of the pools.
-pub fn pools(session: &Session) -> BTreeMap<String, u32> {
+pub fn pools(pipeline: &Pipeline) -> BTreeMap<String, u32> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let gpus = device::names().len() as u32;
     let mut pools = BTreeMap::from([("cpu".into(), cores), ("network".into(), 4), (GPU.into(), gpus)]);
-    pools.extend(session.pipeline.pools.clone());
+    pools.extend(pipeline.pools.clone());
     pools
 }
 
@@ -148,7 +169,7 @@ fn schedule(session: &Session, wanted: &[StageId]) -> Schedule {
             needs: needs(&stage.kind),
         })
         .collect();
-    Schedule::new(&entries, &pools(session))
+    Schedule::new(&entries, &pools(&session.pipeline))
 }
 
 /// What a stage of a kind takes from the pools, in thousandths.
@@ -254,6 +275,8 @@ struct Run<'a> {
     stop: u8,
     signal: i32,
     fail_fast: bool,
+    /// Whether stdout is for events alone.
+    json: bool,
     summary: Summary,
     /// What ends the run before its time.
     error: Option<Error>,
@@ -711,8 +734,10 @@ impl<'a> Run<'a> {
         self.summary.seconds = start.elapsed().as_secs_f64();
         let summary = self.summary.clone();
         self.emit(Event::Ended { summary });
-        for (_, path) in &self.summary.published {
-            println!("{path}");
+        if !self.json {
+            for (_, path) in &self.summary.published {
+                println!("{path}");
+            }
         }
         locked?;
         Ok(match self.signal {

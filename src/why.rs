@@ -13,6 +13,8 @@ use crate::session::Session;
 pub enum Cause {
     /// It has no result in this profile.
     Never,
+    /// It is a new instance: what differs from the instance that is gone and most like it.
+    Instead { of: String, changes: Vec<Change> },
     /// Its key is the one it had; the result is not in the store.
     Gone,
     /// Its key is the one it had; a blob of its output is missing or damaged.
@@ -27,6 +29,12 @@ impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Cause::Never => f.write_str("no result yet"),
+            Cause::Instead { of, changes } => {
+                let rest = changes.len().saturating_sub(1);
+                let first = changes.first().map_or(String::new(), |change| format!(", {change}"));
+                let more = if rest > 0 { format!(" (and {rest} more)") } else { String::new() };
+                write!(f, "no result yet; in place of {of}{first}{more}")
+            }
             Cause::Gone => f.write_str("its result is not in the store"),
             Cause::Incomplete(why) => f.write_str(why),
             Cause::Unknown { old } => write!(f, "key was {}; its manifest is not in the store", old.short()),
@@ -76,10 +84,31 @@ pub fn cause(session: &Session, stage: &str, keyed: &Keyed) -> Cause {
             None if locked.key == keyed.key => return Cause::Gone,
             None => return Cause::Unknown { old: locked.key },
         },
-        None => return Cause::Never,
+        None => return instead(session, stage, keyed),
     };
     match session.store.manifest(&old.manifest) {
         Ok(lines) => Cause::Changed(action::changes(&lines, &keyed.manifest.lines)),
         Err(_) => Cause::Unknown { old: old.key },
+    }
+}
+
+/// At most so many instances that are gone are compared with a new one.
+const MOST_COMPARED: usize = 200;
+
+/// For an instance that has no result: the one that the pipeline had before an axis was edited.
+fn instead(session: &Session, stage: &str, keyed: &Keyed) -> Cause {
+    let base = |name: &str| name.split('[').next().unwrap_or_default().to_string();
+    let Some(locked) = session.lock.results.get(&session.pipeline.profile) else { return Cause::Never };
+    let gone = locked.iter().filter(|(name, _)| {
+        base(name) == base(stage) && !session.pipeline.stages.iter().any(|stage| stage.name == **name)
+    });
+    let compared = gone.take(MOST_COMPARED).filter_map(|(name, locked)| {
+        let result = session.results.get(&locked.key)?;
+        let lines = session.store.manifest(&result.manifest).ok()?;
+        Some((name, action::changes(&lines, &keyed.manifest.lines)))
+    });
+    match compared.min_by_key(|(_, changes)| changes.len()) {
+        Some((name, changes)) => Cause::Instead { of: name.clone(), changes },
+        None => Cause::Never,
     }
 }

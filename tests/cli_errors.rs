@@ -96,7 +96,7 @@ fn wrong_words_on_the_command_line() {
     bad(&["-S", "dpeth=3", "plan"], "-S dpeth: there is no variable 'dpeth'\n  hint: did you mean 'depth'?");
     bad(&["-S", "depth", "plan"], "-S depth: expected NAME=VALUE");
     bad(&["-S", "depth=[1", "plan"], "-S depth: a '[' that is not closed");
-    bad(&["-f", "other.yaml", "plan"], "other.yaml: cannot be read: no such file");
+    bad(&["--file", "other.yaml", "plan"], "other.yaml: cannot be read: no such file");
     bad(&["rnu"], "unrecognized subcommand 'rnu'");
     // A target is looked for in a pipeline that is good: by then the store may exist, results do not.
     for (command, target) in

@@ -16,6 +16,7 @@ use crate::results::ActionResult;
 use crate::sandbox;
 use crate::session::Session;
 use crate::tree::{Tree, What};
+use crate::why::Cause;
 
 /// The manifest that a stage's key is made of now.
 pub fn manifest(
@@ -37,18 +38,118 @@ pub fn manifest(
     Ok(keys.key(id, &outputs, &keyed)?.manifest.lines)
 }
 
-/// Why a stage ran when it last did, as the event logs tell.
-pub fn last_cause(session: &Session, stage: &str) -> Option<String> {
+/// The start of a stage when it last ran, as the event logs tell: its key and why it ran.
+pub fn last_start(session: &Session, stage: &str) -> Option<(String, String)> {
     let mut logs: Vec<_> =
         std::fs::read_dir(session.store.cache().join("runs")).ok()?.flatten().map(|e| e.path()).collect();
     logs.sort();
     logs.iter().rev().find_map(|path| {
         let text = std::fs::read_to_string(path).ok()?;
         text.lines().rev().find_map(|line| match serde_json::from_str(line) {
-            Ok(Event::Started { stage: name, cause, .. }) if name == stage => Some(cause),
+            Ok(Event::Started { stage: name, key, cause, .. }) if name == stage => Some((key, cause)),
             _ => None,
         })
     })
+}
+
+/// Why a stage would run, as one document.
+pub fn why_json(global: &Global, stage: &str) -> Result<u8, Error> {
+    let session = Session::open(global)?;
+    let id = session.select_one(stage)?;
+    let fates = crate::plan::plan(&session, &session.graph.upstream(&[id]))?;
+    let fate = fates.iter().find(|(stage, _)| *stage == id).map(|(_, fate)| fate);
+    let (word, cause, changes) = match fate {
+        Some(Fate::Run(cause)) => {
+            let changes = match cause {
+                Cause::Changed(changes) | Cause::Instead { changes, .. } => changes.as_slice(),
+                _ => &[],
+            };
+            ("run", cause.to_string(), changes)
+        }
+        Some(Fate::UpToDate(output)) => ("up-to-date", output.key.to_string(), &[][..]),
+        Some(Fate::After(first)) => ("maybe", session.stage(*first).name.clone(), &[][..]),
+        Some(Fate::Stuck(why)) => ("stuck", why.clone(), &[][..]),
+        None => ("stuck", String::new(), &[][..]),
+    };
+    let changes: Vec<_> = changes
+        .iter()
+        .map(|change| serde_json::json!({ "field": change.field, "old": change.old, "new": change.new }))
+        .collect();
+    let document = serde_json::json!({
+        "version": 1, "stage": session.stage(id).name, "fate": word, "cause": cause, "changes": changes,
+        "last": last_start(&session, &session.stage(id).name).map(|(key, cause)| serde_json::json!({ "key": key, "cause": cause })),
+    });
+    print(&format!("{document:#}\n"));
+    Ok(0)
+}
+
+/// Why a stage would not run.
+pub fn why_not(global: &Global, stage: &str) -> Result<u8, Error> {
+    let session = Session::open(global)?;
+    let id = session.select_one(stage)?;
+    let stages = session.graph.upstream(&[id]);
+    let fates = crate::plan::plan(&session, &stages)?;
+    let name = &session.stage(id).name;
+    let fate = fates.iter().find(|(stage, _)| *stage == id).map(|(_, fate)| fate);
+    let Some(Fate::UpToDate(output)) = fate else {
+        let text = match fate {
+            Some(Fate::Run(cause)) => format!("{name}: would run: {cause}\n"),
+            Some(Fate::After(first)) => {
+                format!("{name}: may run, after {}\n", session.stage(*first).name)
+            }
+            Some(Fate::Stuck(why)) => format!("{name}: cannot run: {why}\n"),
+            _ => String::new(),
+        };
+        print(&text);
+        return Ok(0);
+    };
+    let mut out =
+        format!("{name}: would not run: its key {} is that of a recorded result\n", output.key.short());
+    let Some(result) = session.results.get(&output.key) else { return Ok(0) };
+    let lines = session.store.manifest(&result.manifest).unwrap_or_default();
+    let _ = writeln!(
+        out,
+        "  recorded  {}, {} on {}",
+        when(result.started),
+        crate::progress::seconds(result.seconds),
+        result.host
+    );
+    if result.stage != *name {
+        let _ = writeln!(out, "  made by   {}, which was the same action", result.stage);
+    }
+    if let Some(accepted) = &result.accepted {
+        let _ = writeln!(out, "  accepted  from {}: {}", accepted.from.short(), accepted.reason);
+    }
+    for up in session.graph.inputs_of(id) {
+        let Some(Fate::UpToDate(above)) = fates.iter().find(|(stage, _)| stage == up).map(|(_, fate)| fate)
+        else {
+            continue;
+        };
+        let ran = session.results.get(&above.key).map_or(0, |result| result.started);
+        if ran > result.started {
+            let _ = writeln!(
+                out,
+                "  cut off   {} ran since, {}, and made the same bytes",
+                session.stage(*up).name,
+                when(ran)
+            );
+        }
+    }
+    let mut fields: Vec<&str> =
+        lines.iter().map(|(field, _)| field.split(['.', '[']).next().unwrap_or_default()).collect();
+    fields.dedup();
+    let _ = writeln!(
+        out,
+        "  unchanged {} lines of its manifest ({}): itpipe why '{name}' --manifest",
+        lines.len(),
+        fields.join(", ")
+    );
+    let _ = writeln!(
+        out,
+        "  not in it its name and profile, pool, threads, resources, timeout, retries; times, owners and places of files;\n            variables that it does not use or declare"
+    );
+    print(&out);
+    Ok(0)
 }
 
 /// The result of a stage: the one of the lock, else the last one recorded under its name.
@@ -64,9 +165,8 @@ pub fn log(global: &Global, stage: &str, follow: bool) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let id = session.select_one(stage)?;
     let name = session.stage(id).name.clone();
-    let key = last_key(&session, &name);
-    let path = key
-        .and_then(|key| key.parse().ok())
+    let path = last_start(&session, &name)
+        .and_then(|(key, _)| key.parse().ok())
         .map(|key| session.store.log_path(&key))
         .filter(|path| path.is_file());
     let Some(path) = path else {
@@ -99,20 +199,6 @@ pub fn log(global: &Global, stage: &str, follow: bool) -> Result<u8, Error> {
             let _ = file.seek(SeekFrom::Start(0));
         }
     }
-}
-
-/// The key under which a stage was last started.
-fn last_key(session: &Session, stage: &str) -> Option<String> {
-    let mut logs: Vec<_> =
-        std::fs::read_dir(session.store.cache().join("runs")).ok()?.flatten().map(|e| e.path()).collect();
-    logs.sort();
-    logs.iter().rev().find_map(|path| {
-        let text = std::fs::read_to_string(path).ok()?;
-        text.lines().rev().find_map(|line| match serde_json::from_str(line) {
-            Ok(Event::Started { stage: name, key, .. }) if name == stage => Some(key),
-            _ => None,
-        })
-    })
 }
 
 fn tree_of(session: &Session, result: &ActionResult) -> Result<Tree, Error> {

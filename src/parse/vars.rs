@@ -19,9 +19,10 @@ pub fn profile_and_nodes(
     profile: Option<&str>,
     overrides: &[(String, String)],
     sink: &mut Sink,
-) -> (String, BTreeMap<String, Node>) {
+) -> (String, BTreeMap<String, Node>, BTreeMap<String, String>) {
     let top = Path::Root;
     let mut nodes = BTreeMap::new();
+    let mut origins = BTreeMap::new();
     if let Some(vars) = root.get("vars") {
         let path = top.key("vars");
         for (key, node) in fields::map(vars, &path, sink).unwrap_or_default() {
@@ -31,6 +32,7 @@ pub fn profile_and_nodes(
                 sink.report(key.at, &path.key(&key.text), Problem::hinted(message, hint));
             }
             nodes.insert(key.text.clone(), node.clone());
+            origins.insert(key.text.clone(), sink.location(key.at).to_string());
         }
     }
     let profiles = read_profiles(root, &nodes, sink);
@@ -38,6 +40,7 @@ pub fn profile_and_nodes(
     for (key, node) in profiles.get(name.as_str()).copied().unwrap_or_default() {
         if nodes.contains_key(&key.text) {
             nodes.insert(key.text.clone(), node.clone());
+            origins.insert(key.text.clone(), format!("{}, profile {name}", sink.location(key.at)));
         }
     }
     for (i, (name, text)) in overrides.iter().enumerate() {
@@ -49,12 +52,16 @@ pub fn profile_and_nodes(
         }
         if let Some(mut value) = yaml::parse(text, source, sink) {
             value.at = at;
-            if let Err(problem) = set(&mut nodes, name, value) {
-                sink.report(at, &top, problem);
+            match set(&mut nodes, name, value) {
+                Ok(()) => {
+                    let variable = name.split('.').next().unwrap_or_default();
+                    origins.insert(variable.to_owned(), format!("-S {}", Shown(name)));
+                }
+                Err(problem) => sink.report(at, &top, problem),
             }
         }
     }
-    (name, nodes)
+    (name, nodes, origins)
 }
 
 type Entries<'n> = &'n [(yaml::Key, Node)];

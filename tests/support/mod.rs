@@ -69,7 +69,17 @@ impl Running {
     }
 
     pub fn wait(mut self) -> Out {
-        let status = self.child.wait().unwrap();
+        let end = Instant::now() + Duration::from_secs(120);
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if Instant::now() > end {
+                let _ = self.child.kill();
+                panic!("still running: {}", fs::read_to_string(&self.stderr).unwrap_or_default());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
         Out {
             code: code(status),
             stdout: fs::read_to_string(&self.stdout).unwrap(),
