@@ -199,13 +199,15 @@ impl Store {
     /// A blob's bytes, checked against its digest.
     pub fn bytes(&self, digest: &Digest) -> Result<Vec<u8>> {
         let path = self.blob_path(digest);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StoreError::Absent { digest: *digest });
-            }
-            Err(error) => return Err(StoreError::io(&path, "reading")(error)),
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => StoreError::Absent { digest: *digest },
+            _ => StoreError::io(&path, "reading")(error),
         };
+        let small = beginning(&path).map_err(failed)?;
+        if Digest::of(&small) == *digest {
+            return Ok(small);
+        }
+        let bytes = fs::read(&path).map_err(failed)?;
         if Digest::of(&bytes) != *digest {
             self.quarantine(digest);
             return Err(StoreError::Damaged { digest: *digest });
@@ -224,15 +226,19 @@ impl Store {
         let Some(file) = &self.in_use else {
             return Err(StoreError::ReadOnly { path, source: io::ErrorKind::ReadOnlyFilesystem.into() });
         };
-        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Exclusive(file)),
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                // A failed conversion has let the shared lock go.
-                let _ = rustix::fs::flock(file, FlockOperation::LockShared);
-                Err(StoreError::InUse { path: self.cache.clone() })
+        // Whoever starts a process shares its locks with it until it is another program: a moment, not a run.
+        for _ in 0..10 {
+            match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Exclusive(file)),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    std::thread::sleep(std::time::Duration::from_millis(20))
+                }
+                Err(error) => return Err(StoreError::io(&path, "locking")(error.into())),
             }
-            Err(error) => Err(StoreError::io(&path, "locking")(error.into())),
         }
+        // A failed conversion has let the shared lock go.
+        let _ = rustix::fs::flock(file, FlockOperation::LockShared);
+        Err(StoreError::InUse { path: self.cache.clone() })
     }
 
     fn locked(&self, digest: &Digest) -> MutexGuard<'_, ()> {
@@ -286,4 +292,10 @@ fn check_version(cache: &Path) -> Result<()> {
         }
         Err(error) => Err(StoreError::io(&path, "reading")(error)),
     }
+}
+/// What one read brings: all of a tree of a few files, for three system calls instead of six.
+fn beginning(path: &Path) -> io::Result<Vec<u8>> {
+    let mut buffer = [0; 4096];
+    let length = io::Read::read(&mut File::open(path)?, &mut buffer)?;
+    Ok(buffer[..length].to_vec())
 }

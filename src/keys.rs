@@ -166,7 +166,8 @@ impl<'a> Keys<'a> {
         Ok(code)
     }
 
-    /// The words that run a stage: word 0 as a path where it is a program or a file of the repository.
+    /// The words that run a stage: word 0 as a path where it is a program, each word as one where it is a file of the
+    /// repository.
     pub fn command(&self, kind: &Kind) -> Vec<String> {
         match &kind.command {
             Command::Shell(text) => {
@@ -183,11 +184,12 @@ impl<'a> Keys<'a> {
 
     fn resolve(&self, words: &[String]) -> Vec<String> {
         let mut words = words.to_vec();
-        if let Some(first) = words.first_mut() {
-            if let Some(ready) = self.programs.get(first) {
-                *first = ready.path.to_string_lossy().into_owned();
-            } else if let Some(relative) = first.strip_prefix("./") {
-                *first = self.session.root.join(relative).to_string_lossy().into_owned();
+        if let Some(ready) = words.first().and_then(|first| self.programs.get(first)) {
+            words[0] = ready.path.to_string_lossy().into_owned();
+        }
+        for word in &mut words {
+            if let Some(relative) = word.strip_prefix("./") {
+                *word = self.session.root.join(relative).to_string_lossy().into_owned();
             }
         }
         words

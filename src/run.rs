@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 
 use crate::action;
-use crate::cas::Link;
+use crate::cas::{Complete, Link};
 use crate::cli::{Global, RunArgs};
 use crate::device::{self, Devices};
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::event::{self, Event, Summary, View};
 use crate::executor::{self, Control, Executor, Job, Update, local::Local};
@@ -80,15 +81,25 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
     if let Some(jobs) = args.jobs {
         session.pipeline.pools.insert("cpu".into(), jobs);
     }
-    let session = session;
+    // What thousands of stages took is given back by the end of the process, unless more runs follow in it.
+    let mut session = std::mem::ManuallyDrop::new(session);
+    let code = run_session(global, args, &session, start);
+    if args.watch {
+        // SAFETY: it is not used again.
+        unsafe { std::mem::ManuallyDrop::drop(&mut session) };
+    }
+    code
+}
+
+fn run_session(global: &Global, args: &RunArgs, session: &Session, start: Instant) -> Result<u8, Error> {
     let targets = session.select(&args.targets)?;
     let wanted = session.graph.upstream(&targets);
-    let publishes = publishes(&session, &wanted)?;
-    check_inputs(&session, &wanted)?;
+    let publishes = publishes(session, &wanted)?;
+    check_inputs(session, &wanted)?;
     if args.locked {
-        check_locked(&session, &wanted)?;
+        check_locked(session, &wanted)?;
     }
-    licence::demand(&session, &wanted, &args.accept_licence)?;
+    licence::demand(session, &wanted, &args.accept_licence)?;
     let mut views = progress::views(global.color, args.json, session.store.cache());
     let mut emit = |event: Event| views.iter_mut().for_each(|view| view.event(&event));
     emit(Event::Begun {
@@ -97,19 +108,20 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         targets: args.targets.clone(),
         stages: wanted.len(),
     });
-    let keys = Keys::build(&session, &wanted, &mut emit)?;
+    let keys = Keys::build(session, &wanted, &mut emit)?;
     keys.check(&wanted)?;
     let reach =
         Reach { root: session.root.clone(), mirror: mirror(args.mirror.as_deref())?, offline: args.offline };
     let n = session.pipeline.stages.len();
     let mut run = Run {
-        session: &session,
+        session,
         keys,
-        schedule: schedule(&session, &wanted),
+        schedule: schedule(session, &wanted),
         outputs: vec![None; n],
         keyed: vec![None; n],
         controls: HashMap::new(),
         broken: HashMap::new(),
+        seen: completeness(session, &wanted),
         elsewhere: Vec::new(),
         without_gpu: BTreeSet::new(),
         gpus: device::names(),
@@ -119,7 +131,7 @@ pub fn run(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         sources: BTreeMap::new(),
         commit: None,
         checked: false,
-        keep: wanted.iter().any(|id| reads_provenance(&session, *id)),
+        keep: wanted.iter().any(|id| reads_provenance(session, *id)),
         stop: 0,
         signal: 0,
         fail_fast: args.fail_fast && !args.keep_going,
@@ -178,6 +190,18 @@ fn needs(kind: &Kind) -> BTreeMap<String, u32> {
     let own = if kind.pool == "cpu" { kind.threads.saturating_mul(WHOLE) } else { WHOLE };
     needs.entry(kind.pool.clone()).or_insert(own);
     needs
+}
+
+/// Looks on all cores at the outputs that stages are likely to have: those of the lock.
+fn completeness(session: &Session, wanted: &[StageId]) -> HashMap<Digest, Complete> {
+    let profile = &session.pipeline.profile;
+    let locked: Vec<Digest> = wanted
+        .iter()
+        .filter_map(|id| session.lock.get(profile, &session.stage(*id).name))
+        .map(|locked| locked.tree)
+        .collect();
+    let look = |tree: &Digest| Some((*tree, session.store.completeness(tree).ok()?));
+    locked.par_iter().with_min_len(64).filter_map(look).collect()
 }
 
 /// Where each wanted stage is published; two to one place are an error.
@@ -256,6 +280,8 @@ struct Run<'a> {
     controls: HashMap<usize, Arc<Control>>,
     /// Stages whose recorded result cannot be served: why.
     broken: HashMap<usize, String>,
+    /// What the store said of the trees that the lock names, before anything ran.
+    seen: HashMap<Digest, Complete>,
     /// Stages that another run makes, or whose GPU another run holds.
     elsewhere: Vec<usize>,
     /// Stages of which the user knows that they wait for a GPU.
@@ -359,7 +385,9 @@ impl<'a> Run<'a> {
     /// Takes the recorded result, if there is one that the store can serve.
     fn take(&mut self, stage: usize) -> bool {
         let Some(keyed) = self.keyed[stage].clone() else { return false };
-        match why::look(self.session, &keyed.key) {
+        // Once a stage has run, time has passed: each tree is looked at when it is needed.
+        let seen = if self.checked { None } else { Some(&self.seen) };
+        match why::look_with(self.session, &keyed.key, seen) {
             Found::Whole(output) => self.outputs[stage] = Some(output),
             Found::Nothing => return false,
             Found::Broken(why) => {

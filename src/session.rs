@@ -78,24 +78,25 @@ impl Session {
     /// A pipeline with errors, a store of another version or that cannot be opened.
     pub fn open(global: &Global) -> Result<Session, Error> {
         let (root, file) = find(global)?;
-        let (pipeline, graph) = read(global, &root, &file)?;
-        Session::of(global, root, file, pipeline, graph)
-    }
-
-    /// The same with a pipeline at hand.
-    pub fn of(
-        global: &Global,
-        root: PathBuf,
-        file: PathBuf,
-        pipeline: Pipeline,
-        graph: Graph,
-    ) -> Result<Session, Error> {
         let cache = global.cache.clone().unwrap_or_else(|| root.join("cache"));
         let cache = std::path::absolute(&cache).map_err(crate::error::at(&cache))?;
+        // What is only read is read while the pipeline is: with thousands of stages both take their time.
+        let known = || -> Result<(StatCache, Results, Lock), Error> {
+            let stat = StatCache::open(&cache).map_err(crate::error::at(&cache))?;
+            let results = Results::open(&cache).map_err(Error::environment)?;
+            let lock = Lock::load(&root.join("pipeline.lock")).map_err(Error::environment)?;
+            Ok((stat, results, lock))
+        };
+        let (known, pipeline) = std::thread::scope(|scope| {
+            let known = scope.spawn(known);
+            let pipeline = read(global, &root, &file);
+            let gone = |_| Err(Error::environment("a bug of itpipe: a reader of the store ended"));
+            (known.join().unwrap_or_else(gone), pipeline)
+        });
+        // A wrong pipeline is said first, and before the store is made.
+        let (pipeline, graph) = pipeline?;
         let store = Store::open(&cache)?;
-        let stat = StatCache::open(&cache).map_err(crate::error::at(&cache))?;
-        let results = Results::open(&cache).map_err(Error::environment)?;
-        let lock = Lock::load(&root.join("pipeline.lock")).map_err(Error::environment)?;
+        let (stat, results, lock) = known?;
         Ok(Session { root, file, pipeline, graph, store, stat, results, lock })
     }
 

@@ -1,5 +1,6 @@
 //! Why a stage has no result for its key: what differs from the result that it had. Knows no schedule.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use crate::action::{self, Change};
@@ -59,8 +60,17 @@ pub enum Found {
 
 /// Looks a key up.
 pub fn look(session: &Session, key: &Digest) -> Found {
+    look_with(session, key, None)
+}
+
+/// Looks a key up, with what was found of some trees a moment ago.
+pub fn look_with(session: &Session, key: &Digest, seen: Option<&HashMap<Digest, Complete>>) -> Found {
     let Some(result) = session.results.get(key) else { return Found::Nothing };
-    match session.store.completeness(&result.tree) {
+    let complete = match seen.and_then(|seen| seen.get(&result.tree)) {
+        Some(complete) => Ok(complete.clone()),
+        None => session.store.completeness(&result.tree),
+    };
+    match complete {
         Ok(Complete::Whole) => Found::Whole(Output { key: *key, tree: result.tree }),
         Ok(Complete::Missing { path, .. }) if path.is_empty() => {
             Found::Broken("its output is missing in the store".into())

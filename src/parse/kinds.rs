@@ -143,6 +143,13 @@ pub fn kind(
         fields::words(&node, &path, sink).filter(|words| program_word(words, &node, known, &path, sink))
     });
     let code = field("code", sink).map(|node| fields::texts(&node, &path.key("code"), sink, fields::glob));
+    let mut code = code.flatten().unwrap_or_default();
+    if let Some(Command::Argv(words)) = &command {
+        // A file of the repository that is handed to a program is code like any other: [python3, ./mean.py].
+        let files = words[1..].iter().filter(|word| word.starts_with("./"));
+        let files: Vec<String> = files.filter_map(|word| fields::inner_path(word).ok()).collect();
+        code.extend(files.into_iter().filter(|file| !code.contains(file)).collect::<Vec<_>>());
+    }
     let env = field("env", sink).map(|node| {
         let env = fields::texts(&node, &path.key("env"), sink, |text| {
             match fields::check_identifier(text, false) {
@@ -169,7 +176,7 @@ pub fn kind(
         name: None,
         command: command.clone().unwrap_or(Command::Shell(String::new())),
         identity: identity.flatten(),
-        code: code.flatten().unwrap_or_default(),
+        code,
         repeatable: Repeatable::Bits,
         pool: "cpu".to_owned(),
         threads: 1,

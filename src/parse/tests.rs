@@ -557,3 +557,38 @@ fn stage_ids_are_places() {
     assert_eq!(pipeline.iter().map(|(id, _)| id).collect::<Vec<_>>(), [StageId(0), StageId(1)]);
     assert_eq!(reads(&pipeline, 1, 0), ["a"]);
 }
+
+/// The committed schema lists exactly the keys that are read here.
+#[test]
+fn the_schema_has_the_keys_of_the_format() {
+    let schema: serde_json::Value =
+        serde_json::from_str(include_str!("../../schema/pipeline.schema.json")).unwrap();
+    let keys = |object: &serde_json::Value| -> Vec<String> {
+        let mut keys: Vec<String> = object["properties"].as_object().unwrap().keys().cloned().collect();
+        keys.sort();
+        keys
+    };
+    // What an unknown key is told to be one of is what the parser knows.
+    let known = |text: &str| -> Vec<String> {
+        let shown = bad(text);
+        let line =
+            shown.lines().find_map(|line| line.trim().strip_prefix("hint: there are ")).expect("a list");
+        let mut keys: Vec<String> = line.split(", ").map(str::to_owned).collect();
+        keys.sort();
+        keys
+    };
+    let of = |name: &str| keys(&schema["definitions"][name]);
+    let stages = "stages: { a: { shell: x } }\n";
+    assert_eq!(keys(&schema), known(&format!("version: 1\nqqqqqqqqqqqq: 1\n{stages}")));
+    assert_eq!(
+        of("kind"),
+        known(&format!("version: 1\nkinds: {{ k: {{ qqqqqqqqqqqq: 1, shell: x }} }}\n{stages}"))
+    );
+    assert_eq!(of("stage"), known("version: 1\nstages: { a: { qqqqqqqqqqqq: 1, shell: x } }\n"));
+    let program = "programs: { p: { qqqqqqqqqqqq: 1, path: x } }";
+    assert_eq!(of("program"), known(&format!("version: 1\n{program}\n{stages}")));
+    let licence = "licences: { l: { qqqqqqqqqqqq: 1, name: x } }";
+    assert_eq!(of("licence"), known(&format!("version: 1\n{licence}\n{stages}")));
+    let files = "stages: { a: { shell: x, fixed: true, files: { f: { qqqqqqqqqqqq: 1, sha256: null } } } }";
+    assert_eq!(of("promise"), known(&format!("version: 1\n{files}\n")));
+}
