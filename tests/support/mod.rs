@@ -153,7 +153,8 @@ impl Repo {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_itpipe"));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("ITPIPE_") {
+            let text = name.to_string_lossy();
+            if text.starts_with("ITPIPE_") || text.starts_with("GITHUB_") || text == "CUDA_VISIBLE_DEVICES" {
                 command.env_remove(name);
             }
         }
