@@ -138,7 +138,7 @@ fn measure(request: &Request) -> Result<Value> {
         let loss = loss::cross_entropy(&model.forward(&x, true)?, &labels)?.mean_all()?;
         last = loss.to_scalar::<f32>()?;
         let forwarded = Instant::now();
-        let mut store = loss.backward()?;
+        let mut store = model.backward(&loss)?;
         let backwarded = Instant::now();
         let gradients = optimizer.gradients(&mut store)?;
         optimizer.step(&gradients, rate, 1.0)?;

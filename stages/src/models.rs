@@ -12,6 +12,7 @@ pub mod resnet_cifar;
 use crate::nn::cpu::Cpu;
 use crate::rng::Stream;
 use anyhow::{Result, ensure};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
@@ -258,6 +259,15 @@ impl Model {
             Body::Mlp(body) => body.features(&flatten(images)?),
             Body::Conv(body) => body.features(images, train),
             Body::Bert(body) => body.features(images, train.then(|| self.dropout.get())),
+        }
+    }
+
+    /// The gradients of a loss of its logits or features, by parameter: to be called instead of [`Tensor::backward`],
+    /// which finds none of a BERT's.
+    pub fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        match &self.body {
+            Body::Bert(body) => body.backward(loss),
+            _ => Ok(loss.backward()?),
         }
     }
 

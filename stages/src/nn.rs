@@ -1,8 +1,11 @@
 //! Layers that candle lacks, does slowly or whose gradients it drops. Knows tensors, not models, losses or data.
 
+pub mod attention;
 pub mod conv;
 pub mod correlate;
 pub mod cpu;
+pub mod dropout;
+pub mod gemm;
 pub mod layout;
 pub mod memory;
 pub mod net;
@@ -11,4 +14,5 @@ pub mod op;
 pub mod pool;
 pub mod rows;
 pub mod simd;
+pub mod transformer;
 pub mod weigh;

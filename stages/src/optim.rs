@@ -1,9 +1,10 @@
 //! SGD and AdamW as PyTorch's, with parameter groups, and clipping by the global norm. Knows named parameters and their
 //! gradients; knows no model, no loss and no schedule.
 
+use crate::nn::memory::{Shared, share};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Storage, Tensor, Var};
+use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Storage, Tensor, Var};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -196,16 +197,23 @@ impl Parameter {
     // from a buffer of 0.
     fn sgd(&self, gradient: &Tensor, scale: f32, rate: f32, momentum: f32, nesterov: bool) -> Result<()> {
         let decay = self.decay as f32;
-        let decayed = move |g: f32, p: f32| g * scale + decay * p;
         let Some(buffer) = self.state.first() else {
-            return each1(&self.var, gradient, move |p, g| p - rate * decayed(g, p));
+            return each(&self.var, gradient, |_, p, g| {
+                for (p, g) in p.iter_mut().zip(g) {
+                    *p -= rate * (g * scale + decay * *p);
+                }
+            });
         };
-        each2(buffer, gradient, &self.var, move |b, g, p| momentum * b + decayed(g, p))?;
-        if nesterov {
-            each2(&self.var, gradient, buffer, move |p, g, b| p - rate * (decayed(g, p) + momentum * b))
-        } else {
-            each1(&self.var, buffer, move |p, b| p - rate * b)
-        }
+        hold(buffer, |buffer| {
+            each(&self.var, gradient, |at, p, g| {
+                let buffer = unsafe { buffer.part(at, p.len()) };
+                for ((p, g), b) in p.iter_mut().zip(g).zip(buffer) {
+                    let decayed = g * scale + decay * *p;
+                    *b = momentum * *b + decayed;
+                    *p -= rate * if nesterov { decayed + momentum * *b } else { *b };
+                }
+            })
+        })
     }
 
     // PyTorch's _single_tensor_adamw: decay, moments, then the step with both bias corrections.
@@ -225,9 +233,19 @@ impl Parameter {
         let (scale, epsilon) = (scale as f32, epsilon as f32);
         let (one_less1, beta2, one_less2) = ((1.0 - beta1) as f32, beta2 as f32, (1.0 - beta2) as f32);
         let [first, second] = &self.state[..] else { bail!("the two moments are missing") };
-        each1(first, gradient, move |m, g| m + (g * scale - m) * one_less1)?;
-        each1(second, gradient, move |v, g| v * beta2 + (g * scale) * (g * scale) * one_less2)?;
-        each2(&self.var, first, second, move |p, m, v| p * keep - size * (m / (v.sqrt() / root + epsilon)))
+        hold(first, |first| {
+            hold(second, |second| {
+                each(&self.var, gradient, |at, p, g| {
+                    let (m, v) = unsafe { (first.part(at, p.len()), second.part(at, p.len())) };
+                    for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+                        let g = g * scale;
+                        *m += (g - *m) * one_less1;
+                        *v = *v * beta2 + g * g * one_less2;
+                        *p = *p * keep - size * (*m / (v.sqrt() / root + epsilon));
+                    }
+                })
+            })
+        })
     }
 }
 
@@ -239,10 +257,7 @@ pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
         let (storage, layout) = contiguous.storage_and_layout();
         if let Storage::Cpu(CpuStorage::F32(values)) = &*storage {
             let values = &values[layout.start_offset()..layout.start_offset() + contiguous.elem_count()];
-            let parts: Vec<f64> = values
-                .par_chunks(CHUNK)
-                .map(|part| part.iter().map(|&x| f64::from(x) * f64::from(x)).sum())
-                .collect();
+            let parts: Vec<f64> = values.par_chunks(CHUNK).map(squares).collect();
             total += parts.iter().sum::<f64>();
         } else {
             drop(storage);
@@ -250,6 +265,20 @@ pub fn global_norm(gradients: &[Tensor]) -> Result<f64> {
         }
     }
     Ok(libm::sqrt(total))
+}
+
+/// The sum of squares in 8 interleaved sums, which need not wait for each other.
+fn squares(values: &[f32]) -> f64 {
+    let (groups, rest) = values.as_chunks::<8>();
+    let mut sums = [0f64; 8];
+    let mut add = |group: &[f32]| {
+        for (sum, x) in sums.iter_mut().zip(group) {
+            *sum += f64::from(*x) * f64::from(*x);
+        }
+    };
+    groups.iter().for_each(|group| add(group));
+    add(rest);
+    sums.iter().sum()
 }
 
 /// What to multiply gradients of this norm by so that it becomes at most `most`: as `clip_grad_norm_`.
@@ -260,26 +289,25 @@ pub fn clip_scale(norm: f64, most: f64) -> f64 {
 /// Elements that one thread takes at a time; fixed, so that sums are the same for any number of threads.
 const CHUNK: usize = 1 << 14;
 
-/// Replaces every element of `target` by a function of it and of the same element of `a`, in place.
-fn each1(target: &Var, a: &Tensor, function: impl Fn(f32, f32) -> f32 + Sync) -> Result<()> {
-    ensure!(a.shape() == target.shape(), "shape {:?} where {:?} is expected", a.dims(), target.dims());
-    Ok(target.inplace_op2(a, &Elementwise(function))?)
+/// Calls `step(at, target, gradient)` for every part of `target`, in parallel: its floats from `at` on and the gradient's
+/// at the same place. One pass, whatever else the step reads and writes there.
+fn each(target: &Var, gradient: &Tensor, step: impl Fn(usize, &mut [f32], &[f32]) + Sync) -> Result<()> {
+    ensure!(
+        gradient.shape() == target.shape(),
+        "shape {:?} where {:?} is expected",
+        gradient.dims(),
+        target.dims()
+    );
+    Ok(target.inplace_op2(gradient, &Each(step))?)
 }
 
-/// As [`each1`], of two sources.
-fn each2(target: &Var, a: &Tensor, b: &Tensor, function: impl Fn(f32, f32, f32) -> f32 + Sync) -> Result<()> {
-    for source in [a, b] {
-        ensure!(
-            source.shape() == target.shape(),
-            "shape {:?} where {:?} is expected",
-            source.dims(),
-            target.dims()
-        );
-    }
-    Ok(target.inplace_op3(a, b, &Elementwise(function))?)
+/// Calls `run` with the floats of a variable that it may write to.
+fn hold(var: &Var, run: impl Fn(Shared) -> Result<()>) -> Result<()> {
+    Ok(var.inplace_op1(&Hold(run))?)
 }
 
-struct Elementwise<F>(F);
+struct Each<F>(F);
+struct Hold<F>(F);
 
 /// The elements of a contiguous float32 tensor on the CPU.
 fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
@@ -296,7 +324,7 @@ fn elements_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> candle_core
     }
 }
 
-impl<F: Fn(f32, f32) -> f32 + Sync> InplaceOp2 for Elementwise<F> {
+impl<F: Fn(usize, &mut [f32], &[f32]) + Sync> InplaceOp2 for Each<F> {
     fn name(&self) -> &'static str {
         "optimizer-step"
     }
@@ -305,36 +333,22 @@ impl<F: Fn(f32, f32) -> f32 + Sync> InplaceOp2 for Elementwise<F> {
         &self,
         target: &mut CpuStorage,
         layout: &Layout,
-        a: &CpuStorage,
-        layout_a: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
-        let (target, a) = (elements_mut(target, layout)?, elements(a, layout_a)?);
-        target.par_chunks_mut(CHUNK).zip(a.par_chunks(CHUNK)).for_each(|(target, a)| {
-            target.iter_mut().zip(a).for_each(|(t, &a)| *t = (self.0)(*t, a));
-        });
+        let (target, gradient) = (elements_mut(target, layout)?, elements(gradient, gradient_layout)?);
+        let parts = target.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK)).enumerate();
+        parts.for_each(|(i, (target, gradient))| (self.0)(i * CHUNK, target, gradient));
         Ok(())
     }
 }
 
-impl<F: Fn(f32, f32, f32) -> f32 + Sync> InplaceOp3 for Elementwise<F> {
+impl<F: Fn(Shared) -> Result<()>> InplaceOp1 for Hold<F> {
     fn name(&self) -> &'static str {
-        "optimizer-step"
+        "optimizer-state"
     }
 
-    fn cpu_fwd(
-        &self,
-        target: &mut CpuStorage,
-        layout: &Layout,
-        a: &CpuStorage,
-        layout_a: &Layout,
-        b: &CpuStorage,
-        layout_b: &Layout,
-    ) -> candle_core::Result<()> {
-        let (target, a, b) = (elements_mut(target, layout)?, elements(a, layout_a)?, elements(b, layout_b)?);
-        let parts = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK));
-        target.par_chunks_mut(CHUNK).zip(parts).for_each(|(target, (a, b))| {
-            target.iter_mut().zip(a.iter().zip(b)).for_each(|(t, (&a, &b))| *t = (self.0)(*t, a, b));
-        });
-        Ok(())
+    fn cpu_fwd(&self, state: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        (self.0)(share(elements_mut(state, layout)?)).map_err(|e| candle_core::Error::Msg(format!("{e:#}")))
     }
 }

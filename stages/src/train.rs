@@ -288,7 +288,7 @@ fn gradients(
         if !value.is_finite() {
             return Ok((value, Vec::new()));
         }
-        let gradients = optimizer.gradients(&mut loss.backward()?)?;
+        let gradients = optimizer.gradients(&mut model.backward(&loss)?)?;
         sum = match sum.is_empty() {
             true => gradients,
             false => sum.iter().zip(&gradients).map(|(a, b)| Ok((a + b)?)).collect::<Result<_>>()?,

@@ -81,7 +81,7 @@ fn minilm_fine_tunes_as_in_pytorch() {
         let error = (value / expected - 1.0).abs();
         assert!(error <= 1e-3, "step {step}: loss {value}, PyTorch's {expected}");
         worst = worst.max(error);
-        let gradients = optimizer.gradients(&mut loss.backward().unwrap()).unwrap();
+        let gradients = optimizer.gradients(&mut model.backward(&loss).unwrap()).unwrap();
         let scale = clip_scale(global_norm(&gradients).unwrap(), CLIP);
         optimizer.step(&gradients, schedule.rate(step as u64, STEPS, STEPS), scale).unwrap();
     }

@@ -2,11 +2,10 @@
 
 mod golden;
 
-use candle_core::{DType, Device, Tensor, Var};
-use golden::{Limit, cross_entropy, flat, model, sentences, uniform};
+use candle_core::{DType, Device, Tensor};
+use golden::{Limit, cross_entropy, flat, model, sentences};
 use stages::models::{self, Model, ModelParams, Shape};
 use stages::nn::cpu::{Cpu, Isa};
-use stages::nn::rows;
 use stages::rng::Stream;
 
 const THREE: Shape = Shape { classes: 3, channels: 1, height: 1, width: 1 };
@@ -47,7 +46,7 @@ fn dropout_depends_on_seed_and_step_alone() {
     let run = |seed: u64, step: u64| {
         model.set_step(seed, step);
         let loss = cross_entropy(&model.forward(&tokens, true).unwrap(), &labels);
-        let gradients = loss.backward().unwrap();
+        let gradients = model.backward(&loss).unwrap();
         assert!(model.parameters().iter().all(|(_, var)| gradients.get(var).is_some()));
         loss.to_scalar::<f32>().unwrap().to_bits()
     };
@@ -67,7 +66,7 @@ fn the_same_bits_for_any_number_of_threads() {
             let model = model(TINY, THREE, Cpu::new(threads).unwrap());
             let (tokens, labels) = sentences(8, 18, 60, 3);
             let loss = cross_entropy(&model.forward(&tokens, true).unwrap(), &labels);
-            let gradients = loss.backward().unwrap();
+            let gradients = model.backward(&loss).unwrap();
             let all = model.parameters().iter().flat_map(|(_, var)| flat(gradients.get(var).unwrap()));
             all.map(f32::to_bits).collect::<Vec<_>>()
         })
@@ -127,53 +126,4 @@ fn numbers_of_parameters() {
     let minilm = r#"{"hidden":384,"layers":6,"intermediate":1536}"#;
     // 30522·384 + 512·384 + 2·384 + 768 + 6·(4·(384² + 384) + 2·384·1536 + 1536 + 384 + 4·384) + 384² + 384, and the head.
     assert_eq!(count(minilm, 3), 22_713_216 + 3 * 385);
-}
-
-/// Along a few directions, by central differences.
-#[test]
-fn gradients_of_the_row_operations() {
-    let single = |name: &str, n: usize| uniform(name, n).into_iter().map(|u| u as f32).collect::<Vec<_>>();
-    let (rows, width) = (70, 37);
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
-        let cpu = Cpu::with_isa(isa, 2).unwrap();
-        let tensor = |name: &str, n: &[usize]| {
-            Tensor::from_vec(single(name, n.iter().product()), n, &Device::Cpu).unwrap()
-        };
-        let weights = tensor("weights", &[rows, width]);
-        let x = Var::from_tensor(&(tensor("x", &[rows, width]) * 2.0).unwrap()).unwrap();
-        let gamma = Var::from_tensor(&tensor("gamma", &[width])).unwrap();
-        let beta = Var::from_tensor(&tensor("beta", &[width])).unwrap();
-        type Function<'a> = Box<dyn Fn(&[Tensor]) -> Tensor + 'a>;
-        let functions: [(&str, Function<'_>); 3] = [
-            ("layer norm", Box::new(|t| rows::layer_norm(&cpu, &t[0], &t[1], &t[2], 1e-5).unwrap())),
-            ("softmax", Box::new(|t| rows::softmax(&cpu, &t[0]).unwrap())),
-            ("gelu", Box::new(|t| rows::gelu(&cpu, &t[0]).unwrap())),
-        ];
-        for (name, function) in functions {
-            let vars = if name == "layer norm" { vec![&x, &gamma, &beta] } else { vec![&x] };
-            let value = |t: &[Tensor]| (function(t) * &weights).unwrap().sum_all().unwrap();
-            let start: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-            let gradients = value(&start).backward().unwrap();
-            for (i, var) in vars.iter().enumerate() {
-                let direction = tensor(&format!("direction{i}"), var.dims());
-                let at = |h: f64| {
-                    let mut moved = start.clone();
-                    moved[i] = (var.as_detached_tensor() + (&direction * h).unwrap()).unwrap();
-                    // Summed in float64, so that the difference is not lost.
-                    let out = (function(&moved) * &weights).unwrap();
-                    flat(&out).into_iter().map(f64::from).sum::<f64>()
-                };
-                let measured = (at(1e-2) - at(-1e-2)) / 2e-2;
-                let gradient = gradients.get(var).unwrap();
-                let computed =
-                    (gradient * &direction).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
-                let norm = flat(gradient).iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
-                let error = (measured - f64::from(computed)).abs() / norm;
-                assert!(
-                    error <= 1e-3,
-                    "{isa:?}: {name}, argument {i}: {measured} measured, {computed} computed"
-                );
-            }
-        }
-    }
 }

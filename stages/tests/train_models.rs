@@ -51,7 +51,7 @@ fn same_bits_bert_with_group_dro_in_parts() {
 #[test]
 fn bert_learns_and_is_evaluated() {
     let bench = Bench::texts(60, 60);
-    succeeded(&bench.train("a", &with(fine_tuning(), json!({"epochs": 25})), 2));
+    succeeded(&bench.train("a", &with(fine_tuning(), json!({"epochs": 50})), 2));
     let train = json_file(bench.path("a/out/train.json"));
     assert!(train["train"]["error_raw"].as_f64().unwrap() < 0.3, "{}", train["train"]);
     for kind in ["evaluate", "geometry"] {

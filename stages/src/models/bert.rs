@@ -2,13 +2,14 @@
 //! tokens as numbers, no text.
 
 use super::Builder;
-use super::head::Head;
 use crate::nn::cpu::Cpu;
-use crate::nn::rows;
-use crate::rng::Stream;
-use anyhow::{Result, ensure};
-use candle_core::{DType, Device, Tensor, Var};
+use crate::nn::dropout::Key;
+use crate::nn::transformer::{Batch, Saved, Transformer};
+use anyhow::{Context, Result, ensure};
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Storage, Tensor, Var};
 use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The sizes of a BERT; those left out are bert-base-uncased's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,113 +49,94 @@ impl Default for BertParams {
 /// Standard deviation of fresh weights: `initializer_range`.
 pub const DEVIATION: f64 = 0.02;
 
-/// Added to the scores of padding, as the published code does.
-const MASKED: f64 = -1e4;
-
-struct LayerNorm {
-    gamma: Var,
-    beta: Var,
-}
-
-struct Layer {
-    query: Head,
-    key: Head,
-    value: Head,
-    attention: Head,
-    attention_norm: LayerNorm,
-    intermediate: Head,
-    output: Head,
-    output_norm: LayerNorm,
-}
-
 pub struct Bert {
-    cpu: Cpu,
     params: BertParams,
-    words: Var,
-    positions: Var,
-    types: Var,
-    norm: LayerNorm,
-    layers: Vec<Layer>,
-    pooler: Head,
+    body: Arc<Body>,
 }
 
-/// Gives each dropout of a training step its mask.
-struct Dropout {
-    /// None in evaluation mode.
-    key: Option<(u64, u64)>,
-    place: u64,
+/// What its operations share.
+struct Body {
+    transformer: Transformer,
+    /// In the transformer's order, which is the published one.
+    vars: Vec<Var>,
+    /// What the backward passes since the last [`Bert::backward`] gave.
+    gradients: Mutex<Option<Vec<Vec<f32>>>>,
 }
 
-impl Dropout {
-    /// Zero with probability `p`, else x / (1 − p).
-    fn apply(&mut self, x: Tensor, p: f64) -> Result<Tensor> {
-        let Some((seed, step)) = self.key else { return Ok(x) };
-        self.place += 1;
-        if p == 0.0 {
-            return Ok(x);
-        }
-        let mut stream = Stream::new(seed, "dropout", step, self.place);
-        // Two decisions of 32 bits from one draw.
-        let (limit, kept) = ((p * 2f64.powi(32)) as u64, (1.0 / (1.0 - p)) as f32);
-        let n = x.elem_count();
-        let mut mask = Vec::with_capacity(n + 1);
-        while mask.len() < n {
-            let bits = stream.bits();
-            for half in [bits & 0xFFFF_FFFF, bits >> 32] {
-                mask.push(if half < limit { 0.0 } else { kept });
-            }
-        }
-        mask.truncate(n);
-        let mask = Tensor::from_vec(mask, x.shape(), &Device::Cpu)?;
-        Ok((x * mask)?)
+/// Makes the parameters one after the other.
+struct Vars<'a, 'b> {
+    builder: &'a mut Builder<'b>,
+    vars: Vec<Var>,
+}
+
+impl Vars<'_, '_> {
+    fn table(&mut self, name: &str, shape: [usize; 2]) -> Result<()> {
+        self.vars.push(self.builder.normal(format!("{name}.weight"), &shape, DEVIATION)?);
+        Ok(())
     }
-}
 
-fn linear(builder: &mut Builder<'_>, name: &str, inputs: usize, outputs: usize) -> Result<Head> {
-    Ok(Head {
-        weight: builder.normal(format!("{name}.weight"), &[outputs, inputs], DEVIATION)?,
-        bias: builder.constant(format!("{name}.bias"), &[outputs], 0.0)?,
-    })
-}
+    fn linear(&mut self, name: &str, inputs: usize, outputs: usize) -> Result<()> {
+        self.table(name, [outputs, inputs])?;
+        self.vars.push(self.builder.constant(format!("{name}.bias"), &[outputs], 0.0)?);
+        Ok(())
+    }
 
-impl LayerNorm {
-    fn new(builder: &mut Builder<'_>, name: &str, width: usize) -> Result<LayerNorm> {
-        Ok(LayerNorm {
-            gamma: builder.constant(format!("{name}.LayerNorm.weight"), &[width], 1.0)?,
-            beta: builder.constant(format!("{name}.LayerNorm.bias"), &[width], 0.0)?,
-        })
+    fn norm(&mut self, name: &str, width: usize) -> Result<()> {
+        self.vars.push(self.builder.constant(format!("{name}.LayerNorm.weight"), &[width], 1.0)?);
+        self.vars.push(self.builder.constant(format!("{name}.LayerNorm.bias"), &[width], 0.0)?);
+        Ok(())
+    }
+
+    fn layer(&mut self, name: &str, params: &BertParams) -> Result<()> {
+        let BertParams { hidden, intermediate, .. } = *params;
+        for part in ["self.query", "self.key", "self.value", "output.dense"] {
+            self.linear(&format!("{name}.attention.{part}"), hidden, hidden)?;
+        }
+        self.norm(&format!("{name}.attention.output"), hidden)?;
+        self.linear(&format!("{name}.intermediate.dense"), hidden, intermediate)?;
+        self.linear(&format!("{name}.output.dense"), intermediate, hidden)?;
+        self.norm(&format!("{name}.output"), hidden)
     }
 }
 
 impl Bert {
     pub fn new(builder: &mut Builder<'_>, params: &BertParams, cpu: Cpu) -> Result<Bert> {
-        let BertParams { hidden, heads, .. } = *params;
+        let BertParams { hidden, heads, layers, intermediate, dropout, attention_dropout, .. } = *params;
         ensure!(
             heads > 0 && hidden > 0 && hidden.is_multiple_of(heads),
             "model: heads: {heads} do not divide hidden {hidden}"
         );
-        for (name, p) in [("dropout", params.dropout), ("attention_dropout", params.attention_dropout)] {
+        for (name, size) in [("layers", layers), ("intermediate", intermediate), ("types", params.types)] {
+            ensure!(size > 0, "model: {name}: 0: needs at least one");
+        }
+        for (name, p) in [("dropout", dropout), ("attention_dropout", attention_dropout)] {
             ensure!((0.0..1.0).contains(&p), "model: {name}: {p} is not in [0, 1)");
         }
         let place = "bert.embeddings";
-        let table = |builder: &mut Builder<'_>, name: &str, rows: usize| {
-            builder.normal(format!("{place}.{name}_embeddings.weight"), &[rows, hidden], DEVIATION)
-        };
-        let words = table(builder, "word", params.vocabulary)?;
-        let positions = table(builder, "position", params.positions)?;
-        let types = table(builder, "token_type", params.types)?;
-        let norm = LayerNorm::new(builder, place, hidden)?;
-        let layers = (0..params.layers)
-            .map(|i| Layer::new(builder, &format!("bert.encoder.layer.{i}"), params))
-            .collect::<Result<_>>()?;
-        let pooler = linear(builder, "bert.pooler.dense", hidden, hidden)?;
-        Ok(Bert { cpu, params: params.clone(), words, positions, types, norm, layers, pooler })
+        let mut vars = Vars { builder, vars: vec![] };
+        for (name, rows) in
+            [("word", params.vocabulary), ("position", params.positions), ("token_type", params.types)]
+        {
+            vars.table(&format!("{place}.{name}_embeddings"), [rows, hidden])?;
+        }
+        vars.norm(place, hidden)?;
+        for i in 0..layers {
+            vars.layer(&format!("bert.encoder.layer.{i}"), params)?;
+        }
+        vars.linear("bert.pooler.dense", hidden, hidden)?;
+        let vars = vars.vars;
+        let epsilon = params.epsilon as f32;
+        let transformer =
+            Transformer { cpu, hidden, layers, heads, intermediate, epsilon, dropout, attention_dropout };
+        let body = Body { transformer, vars, gradients: Mutex::new(None) };
+        Ok(Bert { params: params.clone(), body: Arc::new(body) })
     }
 
     /// The pooled first token [N, hidden]. `tokens` is u32 [N, 3, length]: numbers of tokens, of segments (token types),
-    /// and 1 where a token stands, 0 for padding. With `dropout`, the masks of that (seed, step).
+    /// and 1 where a token stands, 0 for padding. With `dropout`, the masks of that (seed, step). Gradients come through
+    /// [`Bert::backward`].
     ///
-    /// Errors: a tensor of another shape or type, more tokens than positions.
+    /// Errors: a tensor of another shape or type, more tokens than positions, a token that the vocabulary lacks.
     pub fn features(&self, tokens: &Tensor, dropout: Option<(u64, u64)>) -> Result<Tensor> {
         let most = self.params.positions;
         let dims = tokens.dims();
@@ -163,91 +145,88 @@ impl Bert {
             "model: input: {:?} {dims:?}, expected U32 [N, 3, 1 to {most}]",
             tokens.dtype()
         );
-        let (n, length) = (dims[0], dims[2]);
-        let hidden = self.params.hidden;
-        let row = |i: usize| -> Result<Tensor> { Ok(tokens.narrow(1, i, 1)?.flatten_all()?) };
-        let place = Tensor::arange(0, length as u32, &Device::Cpu)?;
-        let embedded = (self.words.index_select(&row(0)?, 0)? + self.types.index_select(&row(1)?, 0)?)?;
-        let places = self.positions.index_select(&place, 0)?;
-        let embedded = embedded.reshape((n, length, hidden))?.broadcast_add(&places)?;
-        let mask = ((tokens.narrow(1, 2, 1)?.to_dtype(DType::F32)? - 1.0)? * -MASKED)?.unsqueeze(1)?;
-        let mut dropout = Dropout { key: dropout, place: 0 };
-        let mut x = self.normal(&self.norm, &embedded.reshape((n * length, hidden))?)?;
-        x = dropout.apply(x, self.params.dropout)?;
-        for layer in &self.layers {
-            x = self.layer(layer, &x, &mask, (n, length), &mut dropout)?;
+        let tokens: Vec<u32> = tokens.flatten_all()?.to_vec1()?;
+        let batch = Batch::new(&tokens, dims[2], self.params.vocabulary, self.params.types)?;
+        let key = dropout.map(|(seed, step)| Key { seed, step });
+        let op = Features { body: self.body.clone(), batch, key, saved: Mutex::new(None) };
+        // The pooler's bias stands for all parameters in candle's graph.
+        let bias = self.body.vars.last().context("model: no parameters")?;
+        Ok(bias.as_tensor().apply_op1(op)?)
+    }
+
+    /// The gradients of a loss of its features. Here, and not in candle's backward pass, because that would write each
+    /// of them three times more (zero, add, copy).
+    pub fn backward(&self, loss: &Tensor) -> Result<GradStore> {
+        self.body.take();
+        let mut store = loss.backward()?;
+        for (var, gradient) in self.body.vars.iter().zip(self.body.take().unwrap_or_default()) {
+            store.insert(var.as_tensor(), Tensor::from_vec(gradient, var.shape(), &Device::Cpu)?);
         }
-        let first = x.reshape((n, length, hidden))?.narrow(1, 0, 1)?.squeeze(1)?.contiguous()?;
-        dropout.apply(self.pooler.forward(&first)?.tanh()?, self.params.dropout)
-    }
-
-    fn normal(&self, norm: &LayerNorm, x: &Tensor) -> Result<Tensor> {
-        Ok(rows::layer_norm(&self.cpu, x, &norm.gamma, &norm.beta, self.params.epsilon)?)
-    }
-
-    /// `x` is [N · length, hidden], `mask` [N, 1, 1, length].
-    fn layer(
-        &self,
-        layer: &Layer,
-        x: &Tensor,
-        mask: &Tensor,
-        (n, length): (usize, usize),
-        dropout: &mut Dropout,
-    ) -> Result<Tensor> {
-        let BertParams { hidden, heads, .. } = self.params;
-        let split = |projection: &Head| -> Result<Tensor> {
-            let y = projection.forward(x)?.reshape((n, length, heads, hidden / heads))?;
-            Ok(y.transpose(1, 2)?.contiguous()?)
-        };
-        let (query, key, value) = (split(&layer.query)?, split(&layer.key)?, split(&layer.value)?);
-        let scale = 1.0 / ((hidden / heads) as f64).sqrt();
-        let scores = (query.matmul(&key.t()?)? * scale)?.broadcast_add(mask)?;
-        let attention = dropout.apply(rows::softmax(&self.cpu, &scores)?, self.params.attention_dropout)?;
-        let context = attention.matmul(&value)?.transpose(1, 2)?.reshape((n * length, hidden))?;
-        let attended = dropout.apply(layer.attention.forward(&context)?, self.params.dropout)?;
-        let x = self.normal(&layer.attention_norm, &(attended + x)?)?;
-        let inner = rows::gelu(&self.cpu, &layer.intermediate.forward(&x)?)?;
-        let output = dropout.apply(layer.output.forward(&inner)?, self.params.dropout)?;
-        self.normal(&layer.output_norm, &(output + x)?)
+        Ok(store)
     }
 }
 
-impl Layer {
-    fn new(builder: &mut Builder<'_>, name: &str, params: &BertParams) -> Result<Layer> {
-        let BertParams { hidden, intermediate, .. } = *params;
-        let attention = |part: &str| format!("{name}.attention.{part}");
-        Ok(Layer {
-            query: linear(builder, &attention("self.query"), hidden, hidden)?,
-            key: linear(builder, &attention("self.key"), hidden, hidden)?,
-            value: linear(builder, &attention("self.value"), hidden, hidden)?,
-            attention: linear(builder, &attention("output.dense"), hidden, hidden)?,
-            attention_norm: LayerNorm::new(builder, &attention("output"), hidden)?,
-            intermediate: linear(builder, &format!("{name}.intermediate.dense"), hidden, intermediate)?,
-            output: linear(builder, &format!("{name}.output.dense"), intermediate, hidden)?,
-            output_norm: LayerNorm::new(builder, &format!("{name}.output"), hidden)?,
-        })
+impl Body {
+    fn take(&self) -> Option<Vec<Vec<f32>>> {
+        self.gradients.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Calls `run` with the parameters' floats.
+    fn with_floats<T>(&self, run: impl FnOnce(&[&[f32]]) -> T) -> candle_core::Result<T> {
+        let guards: Vec<_> = self.vars.iter().map(|var| var.storage_and_layout()).collect();
+        let mut floats = vec![];
+        for (storage, layout) in &guards {
+            match (&**storage, layout.contiguous_offsets()) {
+                (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => {
+                    floats.push(&values[start..end])
+                }
+                _ => candle_core::bail!("bert: a parameter that is not contiguous float32 on the CPU"),
+            }
+        }
+        Ok(run(&floats))
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// One forward pass in candle's graph.
+struct Features {
+    body: Arc<Body>,
+    batch: Batch,
+    key: Option<Key>,
+    saved: Mutex<Option<Saved>>,
+}
 
-    #[test]
-    fn dropout_zeroes_its_share_and_keeps_the_mean() {
-        let ones = Tensor::ones(100_001, DType::F32, &Device::Cpu).unwrap();
-        let apply = |p: f64| {
-            let mut dropout = Dropout { key: Some((3, 4)), place: 0 };
-            dropout.apply(ones.clone(), p).unwrap().to_vec1::<f32>().unwrap()
+impl CustomOp1 for Features {
+    fn name(&self) -> &'static str {
+        "bert"
+    }
+
+    fn cpu_fwd(&self, _bias: &CpuStorage, _layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let transformer = &self.body.transformer;
+        let (features, saved) = self.body.with_floats(|w| transformer.forward(&self.batch, w, self.key))?;
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
+        let hidden = transformer.hidden;
+        let shape = (features.len() / hidden, hidden);
+        Ok((CpuStorage::F32(features), shape.into()))
+    }
+
+    fn bwd(&self, bias: &Tensor, _features: &Tensor, d: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(saved) = saved else {
+            candle_core::bail!("bert: a second backward pass through one forward pass")
         };
-        for p in [0.1, 0.5] {
-            let values = apply(p);
-            let zeros = values.iter().filter(|v| **v == 0.0).count() as f64 / values.len() as f64;
-            assert!((zeros - p).abs() < 0.006, "{zeros} zeros of {p}");
-            assert!(values.iter().all(|v| *v == 0.0 || *v == (1.0 / (1.0 - p)) as f32));
+        let d = d.flatten_all()?.to_vec1::<f32>()?;
+        let transformer = &self.body.transformer;
+        let ours = self.body.with_floats(|w| transformer.backward(&self.batch, w, saved, d))?;
+        let mut gradients = self.body.gradients.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *gradients {
+            // A loss of several forward passes.
+            Some(sums) => {
+                for (sum, part) in sums.iter_mut().flatten().zip(ours.iter().flatten()) {
+                    *sum += part;
+                }
+            }
+            none => *none = Some(ours),
         }
-        assert!(apply(0.0).iter().all(|v| *v == 1.0));
-        let off = Dropout { key: None, place: 0 }.apply(ones.clone(), 0.5).unwrap();
-        assert_eq!(off.to_vec1::<f32>().unwrap(), vec![1.0; 100_001]);
+        Ok(Some(bias.zeros_like()?))
     }
 }

@@ -85,6 +85,11 @@ impl Cpu {
         Ok(Cpu { isa, pool })
     }
 
+    /// The same instruction set without the pool, for work inside a task.
+    pub fn alone(&self) -> Cpu {
+        Cpu { pool: None, ..self.clone() }
+    }
+
     pub fn threads(&self) -> usize {
         self.pool.as_ref().map_or(1, |pool| pool.current_num_threads())
     }

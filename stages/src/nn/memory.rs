@@ -18,9 +18,12 @@ impl Buffer {
     ///
     /// Aborts as an allocation does when the system has no memory left.
     pub fn stale(len: usize) -> Buffer {
-        // Sizes are rounded so that batches of nearly the same length share.
+        // Sizes are rounded so that batches of nearly the same length share; where these lengths vary more, the smallest
+        // of up to twice the size serves, so that the store does not grow by every length.
         let bytes = (len.max(1) * 4).next_multiple_of(1 << 16);
-        let kept = FREE.lock().unwrap_or_else(|e| e.into_inner()).get_mut(&bytes).and_then(Vec::pop);
+        let mut free = FREE.lock().unwrap_or_else(|e| e.into_inner());
+        let kept = free.range_mut(bytes..=2 * bytes).find_map(|(_, kept)| kept.pop());
+        std::mem::drop(free);
         let memory = kept.unwrap_or_else(|| {
             let Ok(map) = memmap2::MmapMut::map_anon(bytes) else {
                 std::alloc::handle_alloc_error(std::alloc::Layout::new::<[f32; BLOCK_OF_LAYOUT]>())
@@ -91,10 +94,27 @@ impl Shared {
     }
 
     /// # Safety
+    /// `at` lies inside the buffer.
+    pub unsafe fn after(self, at: usize) -> Shared {
+        Shared(unsafe { self.at(at) })
+    }
+
+    /// # Safety
     /// As [`Shared::at`], for `len` floats.
     pub unsafe fn part<'a>(self, at: usize, len: usize) -> &'a mut [f32] {
         unsafe { std::slice::from_raw_parts_mut(self.at(at), len) }
     }
+}
+
+/// `len` floats that `write` fills, all of them: without the pass that zeroing them first would be.
+///
+/// # Safety
+/// `write` writes every one.
+pub unsafe fn written(len: usize, write: impl FnOnce(Shared)) -> Vec<f32> {
+    let mut floats = Vec::with_capacity(len);
+    write(Shared(floats.as_mut_ptr()));
+    unsafe { floats.set_len(len) };
+    floats
 }
 
 /// A part of a slice that another thread's `&mut` part does not overlap.

@@ -13,6 +13,8 @@ pub const BLOCK: usize = 16;
 pub trait Vector: Copy {
     /// Divides [`BLOCK`].
     const LANES: usize;
+    /// Rows of two vectors whose sums fit in the registers.
+    const TALL: usize;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn store(self, to: *mut f32);
@@ -36,6 +38,7 @@ mod x86 {
 
     impl Vector for Avx512 {
         const LANES: usize = 16;
+        const TALL: usize = 14;
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             unsafe { Avx512(_mm512_set1_ps(value)) }
@@ -82,6 +85,7 @@ mod x86 {
 
     impl Vector for Avx2 {
         const LANES: usize = 8;
+        const TALL: usize = 6;
         #[inline(always)]
         unsafe fn splat(value: f32) -> Self {
             unsafe { Avx2(_mm256_set1_ps(value)) }
@@ -137,6 +141,7 @@ impl Portable {
 
 impl Vector for Portable {
     const LANES: usize = 8;
+    const TALL: usize = 2;
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Portable([value; 8])

@@ -130,7 +130,7 @@ pub fn check(golden: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Lim
     let loss = cross_entropy(&logits, labels);
     let error = distance(&[loss.to_scalar::<f32>().unwrap()], &golden.get("loss"));
     assert!(error <= 1e-5, "loss: {error:.1e}");
-    let gradients = loss.backward().unwrap();
+    let gradients = model.backward(&loss).unwrap();
     let mut wrong = vec![];
     for (name, var) in model.parameters() {
         let gradient = flat(gradients.get(var).unwrap_or_else(|| panic!("{name}: no gradient")));
