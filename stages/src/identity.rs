@@ -6,7 +6,7 @@ use std::io::Write;
 use anyhow::Result;
 
 use crate::job::bad;
-use crate::nn::cpu::Isa;
+use crate::nn::cpu::{Form, Isa};
 
 /// The kinds whose results are bits of floating-point arithmetic and so depend on the instruction set.
 const ARITHMETIC: &[&str] = &["train", "evaluate", "geometry", "synthetic"];
@@ -20,7 +20,7 @@ pub fn run(words: &[String]) -> Result<()> {
 
 /// The identity of a kind, one `name: value` a line.
 ///
-/// Errors: `ITPIPE_ISA` names an instruction set that is not there.
+/// Errors: `ITPIPE_ISA` or `ITPIPE_CONVOLUTION` names what is not there.
 fn text(kind: &str) -> Result<String> {
     let mut lines = vec![
         format!("rustc: {}", env!("IT_RUSTC")),
@@ -32,6 +32,11 @@ fn text(kind: &str) -> Result<String> {
     ];
     if ARITHMETIC.contains(&kind) {
         lines.push(format!("instruction set: {}", Isa::detect()?.name()));
+        // Only where it is forced: the rule that chooses it is code.
+        match Form::detect()? {
+            Form::Fastest => {}
+            form => lines.push(format!("convolutions: {form:?}")),
+        }
     }
     Ok(lines.iter().map(|line| line.trim_end().to_string() + "\n").collect())
 }

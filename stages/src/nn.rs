@@ -1,6 +1,7 @@
 //! Layers that candle lacks, does slowly or whose gradients it drops. Knows tensors, not models, losses or data.
 
 pub mod attention;
+pub mod blocks;
 pub mod conv;
 pub mod correlate;
 pub mod cpu;
@@ -14,5 +15,7 @@ pub mod op;
 pub mod pool;
 pub mod rows;
 pub mod simd;
+pub mod tiles;
 pub mod transformer;
 pub mod weigh;
+pub mod winograd;

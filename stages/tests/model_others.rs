@@ -5,13 +5,20 @@ mod golden;
 
 use golden::{Limit, images, model};
 use stages::models::{self, ModelParams, Shape};
-use stages::nn::cpu::Cpu;
+use stages::nn::cpu::{Cpu, Form};
 use stages::rng::Stream;
 
 fn parity(golden: &str, params: &str, n: usize, shape: Shape, limit: Limit) {
-    let model = model(params, shape, Cpu::new(2).unwrap());
-    let (x, labels) = images("images", n, shape);
-    golden::check(golden, &model, &x, &labels, limit);
+    for cpu in forms() {
+        let model = model(params, shape, cpu);
+        let (x, labels) = images("images", n, shape);
+        golden::check(golden, &model, &x, &labels, limit);
+    }
+}
+
+/// Two threads and the instruction set that `ITPIPE_ISA` names, direct and by Winograd's algorithm.
+fn forms() -> [Cpu; 2] {
+    [Form::Direct, Form::Fastest].map(|form| Cpu::new(2).unwrap().with_form(form))
 }
 
 const TINY: Shape = Shape { classes: 3, channels: 3, height: 5, width: 4 };
@@ -49,9 +56,11 @@ fn wide_resnet_50_equals_pytorch() {
 /// At an input whose activations all lie apart from the ReLU's corner, where rounding is the only error.
 fn parity_apart(golden: &str, params: &str) {
     let shape = Shape { height: 36, width: 36, ..COLOUR };
-    let model = golden::shifted(params, shape, Cpu::new(2).unwrap(), 2.0);
-    let (x, labels) = golden::Golden::open(golden).images(4, shape);
-    golden::check(golden, &model, &x, &labels, Limit::Smooth);
+    for cpu in forms() {
+        let model = golden::shifted(params, shape, cpu, 2.0);
+        let (x, labels) = golden::Golden::open(golden).images(4, shape);
+        golden::check(golden, &model, &x, &labels, Limit::Smooth);
+    }
 }
 
 #[test]
@@ -66,9 +75,11 @@ fn wide_resnet_50_apart_from_the_corners_equals_pytorch() {
 
 #[test]
 fn resnet_50_equals_candle_transformers() {
-    let model = model(RESNET50, COLOUR, Cpu::new(2).unwrap());
-    let (x, _) = images("images", 8, COLOUR);
-    golden::check_candle("resnet50", &model, &x);
+    for cpu in forms() {
+        let model = model(RESNET50, COLOUR, cpu);
+        let (x, _) = images("images", 8, COLOUR);
+        golden::check_candle("resnet50", &model, &x);
+    }
 }
 
 /// The counts follow from the published architectures; ResNet-50's and the wide one's are torchvision's.

@@ -2,15 +2,13 @@
 //! gradient with respect to the input (one correlation for each parity of a strided one). Knows offsets and weights,
 //! not which of the two it computes.
 //!
-//! A block of `P` pixels × `NB` vectors of output channels stays in registers over all taps and input channels. Taps
-//! that would meet zero padding are left out: up to a sixth of the work of an 8×8 image.
+//! Taps that would meet zero padding are left out: up to a sixth of the work of an 8×8 image.
 
-use super::cpu::Isa;
+use super::blocks::{Block, BlockFn, Edge, Step, block_fn, most_pixels};
+use super::cpu::{Cpu, Isa};
 use super::layout::Image;
 use super::memory::Buffer;
-#[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512};
-use super::simd::{BLOCK, Portable, Vector, lanes};
+use super::simd::{BLOCK, lanes};
 
 /// A neighbour, relative to an output's position times the stride, and the index of its weights.
 #[derive(Clone, Copy, Debug)]
@@ -28,21 +26,8 @@ pub struct Target {
     pub step: usize,
 }
 
-/// A tap of one block of pixels, as an offset in floats from the block's first pixel.
-#[derive(Clone, Copy)]
-struct Step {
-    offset: isize,
-    weights: usize,
-    edge: Edge,
-}
-
-/// Which pixel of a block a tap leaves out because it would read padding.
-#[derive(Clone, Copy, PartialEq)]
-enum Edge {
-    None,
-    First,
-    Last,
-}
+/// Floats of a strip of the image: half of a small second-level cache.
+const STRIP: usize = 1 << 16;
 
 /// How to compute one correlation of one example: everything that does not depend on the numbers.
 pub struct Plan {
@@ -63,27 +48,27 @@ struct Group {
     vectors: usize,
     /// Of its packed weights.
     weights: usize,
-    /// First column, columns, the function for that many, by block.
-    blocks: Vec<(usize, BlockFn)>,
-    /// By row of the output: index into `steps`, which has one list for each block.
+    /// Blocks of pixels in a row.
+    blocks: usize,
+    /// By row of the output: index into `runs`.
     class: Vec<usize>,
-    steps: Vec<Vec<Vec<Step>>>,
+    runs: Vec<Vec<Run>>,
 }
 
-/// The most pixels of a block, by number of vectors: what fits in the registers.
-fn most_pixels(isa: Isa, vectors: usize) -> usize {
-    match (isa, vectors) {
-        (Isa::Avx512, 1) => 16,
-        (Isa::Avx512, _) => 14,
-        (Isa::Avx2, 1) => 10,
-        (Isa::Avx2, _) => 6,
-        (Isa::Portable, 1) => 4,
-        (Isa::Portable, _) => 2,
-    }
+/// Blocks of equally many pixels with the same taps, one after the other.
+struct Run {
+    block: usize,
+    column: usize,
+    blocks: usize,
+    pixels: usize,
+    taps: Vec<Step>,
+    /// Input channels of a chain: with few taps more of them.
+    channels: usize,
+    run: BlockFn,
 }
 
 impl Plan {
-    /// `rows` × `columns` outputs at `target`; stride 1 or 2.
+    /// `rows` × `columns` outputs at `target`; stride 1 or 2. About `chain` products are summed in a row.
     pub fn new(
         isa: Isa,
         input: Image,
@@ -92,6 +77,7 @@ impl Plan {
         stride: usize,
         taps: &[Tap],
         n_weights: usize,
+        chain: usize,
     ) -> Plan {
         assert!(stride == 1 || stride == 2, "correlate: stride {stride}");
         let left = taps.iter().map(|t| (-t.column).max(0)).max().unwrap_or(0) as usize;
@@ -122,6 +108,7 @@ impl Plan {
                 vector,
                 vectors,
                 weights,
+                chain,
             ));
             vector += vectors;
             weights += n_weights * input.channels * vectors * lanes(isa);
@@ -131,24 +118,35 @@ impl Plan {
 
     /// Weights in the order in which blocks read them: [group][tap][input channel][output lane]. `weight(tap, input,
     /// output)` gives one.
-    pub fn pack(&self, weight: impl Fn(usize, usize, usize) -> f32) -> Buffer {
+    pub fn pack(&self, cpu: &Cpu, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Buffer {
         let lanes = lanes(self.isa);
         let outputs = self.target.image.channels;
-        let total: usize =
-            self.groups.iter().map(|g| g.vectors * lanes * self.taps * self.input.channels).sum();
+        let rows = self.taps * self.input.channels;
+        let total: usize = self.groups.iter().map(|g| g.vectors * lanes * rows).sum();
         let mut packed = Buffer::stale(total);
-        for group in &self.groups {
+        let all = packed.shared();
+        cpu.for_each(self.groups.len(), |group| {
+            let group = &self.groups[group];
             let width = group.vectors * lanes;
             let first = group.vector * lanes;
-            let part = &mut packed[group.weights..][..self.taps * self.input.channels * width];
-            for (row, to) in part.chunks_exact_mut(width).enumerate() {
-                let (tap, i) = (row / self.input.channels, row % self.input.channels);
+            let part = unsafe { all.part(group.weights, rows * width) };
+            // An input's taps one after the other, as they lie in OIHW.
+            for (i, tap) in (0..rows).map(|at| (at / self.taps, at % self.taps)) {
+                let to = &mut part[(tap * self.input.channels + i) * width..][..width];
                 for (lane, value) in to.iter_mut().enumerate() {
                     *value = if first + lane < outputs { weight(tap, i, first + lane) } else { 0.0 };
                 }
             }
-        }
+        });
         packed
+    }
+
+    /// Where a weight lies among the packed ones. The 16 outputs of a block lie one after the other.
+    pub fn at(&self, tap: usize, i: usize, o: usize) -> usize {
+        let lanes = lanes(self.isa);
+        let group = &self.groups[o / lanes / 2];
+        let width = group.vectors * lanes;
+        group.weights + (tap * self.input.channels + i) * width + o - group.vector * lanes
     }
 
     /// Floats of scratch that [`Plan::run`] needs.
@@ -184,20 +182,38 @@ impl Plan {
         let lanes = lanes(self.isa);
         let Target { image: out, first, step } = self.target;
         let at = |vector: usize| vector * lanes / BLOCK * out.plane() + vector * lanes % BLOCK;
-        for group in &self.groups {
+        // Strips of the image that stay in the cache while all groups of outputs read them.
+        let floats = self.stride * row_stride * self.input.blocks();
+        let (row_strips, column_strips) = match self.rows {
+            1 => (1, floats.div_ceil(STRIP)),
+            rows => ((rows * floats).div_ceil(STRIP).min(rows), 1),
+        };
+        let part = |strip: usize, strips: usize, n: usize| strip * n / strips..(strip + 1) * n / strips;
+        for (strip, group) in (0..row_strips * column_strips)
+            .flat_map(|strip| self.groups.iter().map(move |group| (strip, group)))
+        {
             let second = group.vector + group.vectors - 1;
-            for row in 0..self.rows {
-                let steps = &group.steps[group.class[row]];
+            let blocks = part(strip % column_strips, column_strips, group.blocks);
+            for row in part(strip / column_strips, row_strips, self.rows) {
                 let from = (row * self.stride) * row_stride + self.padding.0 * BLOCK;
                 let to = (first.0 + row * step) * out.width + first.1;
-                for (&(column, block), steps) in group.blocks.iter().zip(steps) {
+                for run in &group.runs[group.class[row]] {
+                    let start = run.block.max(blocks.start);
+                    let end = (run.block + run.blocks).min(blocks.end);
+                    // Without taps there is nothing to add: the pixels that a strided convolution does not read.
+                    if start >= end || (add && run.taps.is_empty()) {
+                        continue;
+                    }
+                    let column = run.column + (start - run.block) * run.pixels;
                     let pixel = (to + column * step) * BLOCK;
                     unsafe {
-                        block(&Block {
-                            steps,
+                        (run.run)(&Block {
+                            taps: &run.taps,
+                            blocks: end - start,
                             image: image.as_ptr().add(from + column * self.stride * BLOCK),
                             plane,
                             channels: self.input.channels,
+                            chain: run.channels,
                             weights: weights.as_ptr().add(group.weights),
                             output: [output.add(at(group.vector) + pixel), output.add(at(second) + pixel)],
                             step: step * BLOCK,
@@ -239,6 +255,7 @@ impl Group {
         vector: usize,
         vectors: usize,
         weights: usize,
+        chain: usize,
     ) -> Group {
         let count = columns.div_ceil(most_pixels(isa, vectors)).max(1);
         let (each, longer) = (columns / count, columns % count);
@@ -247,7 +264,7 @@ impl Group {
             .filter(|&(_, pixels)| pixels > 0)
             .collect();
         let mut seen: Vec<Vec<usize>> = vec![];
-        let mut steps = vec![];
+        let mut runs = vec![];
         let mut class = vec![];
         for row in 0..rows {
             let inside = |t: &Tap| {
@@ -257,17 +274,25 @@ impl Group {
             let valid: Vec<usize> = (0..taps.len()).filter(|&t| inside(&taps[t])).collect();
             let known = seen.iter().position(|s| *s == valid).unwrap_or_else(|| {
                 let taps: Vec<Tap> = valid.iter().map(|&t| taps[t]).collect();
-                let edges =
-                    |span: &(usize, usize)| steps_of(&taps, input, *span, stride, padding, row_stride);
-                steps.push(spans.iter().map(edges).collect());
+                let mut all: Vec<Run> = vec![];
+                for (block, &(column, pixels)) in spans.iter().enumerate() {
+                    let taps = steps_of(&taps, input, (column, pixels), stride, padding, row_stride);
+                    match all.last_mut() {
+                        Some(last) if last.pixels == pixels && last.taps == taps => last.blocks += 1,
+                        _ => {
+                            let channels = chain.div_ceil(taps.len().max(1)).next_multiple_of(BLOCK);
+                            let run = block_fn(isa, pixels, vectors, stride);
+                            all.push(Run { block, column, blocks: 1, pixels, taps, channels, run });
+                        }
+                    }
+                }
+                runs.push(all);
                 seen.push(valid);
                 seen.len() - 1
             });
             class.push(known);
         }
-        let blocks =
-            spans.iter().map(|&(first, pixels)| (first, block_fn(isa, pixels, vectors, stride))).collect();
-        Group { vector, vectors, weights, blocks, class, steps }
+        Group { vector, vectors, weights, blocks: spans.len(), class, runs }
     }
 }
 
@@ -299,178 +324,4 @@ fn steps_of(
         steps.push(Step { offset, weights: tap.weights, edge });
     }
     steps
-}
-
-/// Products that are summed one after the other before the sum is put aside: the rounding error of a sum of n numbers in
-/// a row is in proportion to √n, that of a sum of sums to the square root of the longer part.
-const CHAIN: usize = 128;
-
-/// What a block's function is given.
-struct Block<'a> {
-    steps: &'a [Step],
-    image: *const f32,
-    plane: usize,
-    channels: usize,
-    weights: *const f32,
-    output: [*mut f32; 2],
-    step: usize,
-    add: bool,
-}
-
-type BlockFn = unsafe fn(&Block<'_>);
-
-#[inline(always)]
-unsafe fn block<V: Vector, const P: usize, const NB: usize, const S: usize>(block: &Block<'_>) {
-    unsafe {
-        // Channels of a chain: with few taps more of them.
-        let part = CHAIN.div_ceil(block.steps.len().max(1)).next_multiple_of(BLOCK);
-        let mut first = 0;
-        while first < block.channels || first == 0 {
-            let channels = part.min(block.channels - first);
-            let mut sums = [[V::splat(0.0); NB]; P];
-            for step in block.steps {
-                let image = block.image.offset(step.offset).add(first / BLOCK * block.plane);
-                let weights = block.weights.add((step.weights * block.channels + first) * NB * V::LANES);
-                let from = From { image, plane: block.plane, channels, weights };
-                match step.edge {
-                    Edge::None => accumulate::<V, P, NB, S, 0, P>(&mut sums, from),
-                    Edge::First => accumulate::<V, P, NB, S, 1, P>(&mut sums, from),
-                    Edge::Last => accumulate_but_last::<V, P, NB, S>(&mut sums, from),
-                }
-            }
-            put(&sums, block, block.add || first > 0);
-            first += part;
-        }
-    }
-}
-
-/// Where a tap's channels of a chain lie.
-#[derive(Clone, Copy)]
-struct From {
-    image: *const f32,
-    plane: usize,
-    channels: usize,
-    weights: *const f32,
-}
-
-/// Writes the sums to the output, or adds them.
-#[inline(always)]
-unsafe fn put<V: Vector, const P: usize, const NB: usize>(sums: &[[V; NB]; P], block: &Block<'_>, add: bool) {
-    unsafe {
-        for (p, sums) in sums.iter().enumerate() {
-            for (b, sum) in sums.iter().enumerate() {
-                let to = block.output[b].add(p * block.step);
-                let sum = if add { sum.add(V::load(to)) } else { *sum };
-                sum.store(to);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn accumulate<
-    V: Vector,
-    const P: usize,
-    const NB: usize,
-    const S: usize,
-    const LO: usize,
-    const HI: usize,
->(
-    sums: &mut [[V; NB]; P],
-    from: From,
-) {
-    unsafe {
-        let From { mut image, plane, channels, mut weights } = from;
-        for _ in 0..channels / BLOCK {
-            for i in 0..BLOCK {
-                channel::<V, P, NB, S, LO, HI>(sums, image.add(i), weights.add(i * NB * V::LANES));
-            }
-            image = image.add(plane);
-            weights = weights.add(BLOCK * NB * V::LANES);
-        }
-        for i in 0..channels % BLOCK {
-            channel::<V, P, NB, S, LO, HI>(sums, image.add(i), weights.add(i * NB * V::LANES));
-        }
-    }
-}
-
-/// Const arithmetic (`P - 1` as an argument) is not in the language yet, hence this match.
-#[inline(always)]
-unsafe fn accumulate_but_last<V: Vector, const P: usize, const NB: usize, const S: usize>(
-    sums: &mut [[V; NB]; P],
-    from: From,
-) {
-    macro_rules! by_length {
-        ($($n:literal)*) => {
-            match P - 1 {
-                $($n => unsafe { accumulate::<V, P, NB, S, 0, $n>(sums, from) },)*
-                _ => {}
-            }
-        };
-    }
-    by_length!(1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-}
-
-#[inline(always)]
-unsafe fn channel<
-    V: Vector,
-    const P: usize,
-    const NB: usize,
-    const S: usize,
-    const LO: usize,
-    const HI: usize,
->(
-    sums: &mut [[V; NB]; P],
-    image: *const f32,
-    weights: *const f32,
-) {
-    unsafe {
-        let mut w = [V::splat(0.0); NB];
-        for (b, w) in w.iter_mut().enumerate() {
-            *w = V::load(weights.add(b * V::LANES));
-        }
-        for p in LO..HI {
-            let x = V::splat(*image.add(p * S * BLOCK));
-            for b in 0..NB {
-                sums[p][b] = x.mul_add(w[b], sums[p][b]);
-            }
-        }
-    }
-}
-
-macro_rules! entry {
-    ($name:ident, $vector:ty $(, $features:literal)?) => {
-        $(#[target_feature(enable = $features)])?
-        unsafe fn $name<const P: usize, const NB: usize, const S: usize>(args: &Block<'_>) {
-            unsafe { block::<$vector, P, NB, S>(args) }
-        }
-    };
-}
-#[cfg(target_arch = "x86_64")]
-entry!(avx512, Avx512, "avx512f");
-#[cfg(target_arch = "x86_64")]
-entry!(avx2, Avx2, "avx2,fma");
-entry!(portable, Portable);
-
-fn block_fn(isa: Isa, pixels: usize, vectors: usize, stride: usize) -> BlockFn {
-    macro_rules! table {
-        ($entry:ident: $($one:literal)*; $($two:literal)*) => {
-            match (vectors, pixels, stride) {
-                $((1, $one, 1) => $entry::<$one, 1, 1>,)*
-                $((1, $one, 2) => $entry::<$one, 1, 2>,)*
-                $((2, $two, 1) => $entry::<$two, 2, 1>,)*
-                $((2, $two, 2) => $entry::<$two, 2, 2>,)*
-                other => unreachable!("correlate: no block of {other:?}"),
-            }
-        };
-    }
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => {
-            table!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-        }
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => table!(avx2: 1 2 3 4 5 6 7 8 9 10; 1 2 3 4 5 6),
-        _ => table!(portable: 1 2 3 4; 1 2),
-    }
 }

@@ -62,27 +62,63 @@ impl Isa {
     }
 }
 
-/// An instruction set and a pool of threads; cheap to clone.
+/// The environment variable that forces a form of 3×3 convolutions: `direct` or `winograd`. It is for tests and
+/// measurements; a key tells runs with it apart.
+pub const FORM_VARIABLE: &str = "ITPIPE_CONVOLUTION";
+
+/// How 3×3 convolutions of stride 1 are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// By Winograd's algorithm where the shape lets it win.
+    Fastest,
+    Direct,
+    /// By Winograd's algorithm whatever the shape.
+    Winograd,
+}
+
+impl Form {
+    /// The one that `ITPIPE_CONVOLUTION` names, else the fastest.
+    ///
+    /// Errors: an unknown name.
+    pub fn detect() -> Result<Form> {
+        match std::env::var(FORM_VARIABLE).as_deref() {
+            Ok("direct") => Ok(Form::Direct),
+            Ok("winograd") => Ok(Form::Winograd),
+            Err(_) | Ok("") => Ok(Form::Fastest),
+            Ok(other) => bail!("{FORM_VARIABLE}: {other}: unknown\nthere are: direct, winograd"),
+        }
+    }
+}
+
+/// An instruction set, a form of convolutions and a pool of threads; cheap to clone.
 #[derive(Clone)]
 pub struct Cpu {
     pub isa: Isa,
+    pub form: Form,
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
 impl Cpu {
-    /// `threads` workers (0 counts as 1) on the detected instruction set.
+    /// `threads` workers (0 counts as 1) on the detected instruction set and form.
     ///
-    /// Errors: `ITPIPE_ISA` names what is not there; the system refuses threads.
+    /// Errors: `ITPIPE_ISA` or `ITPIPE_CONVOLUTION` names what is not there; the system refuses threads.
     pub fn new(threads: usize) -> Result<Cpu> {
-        Cpu::with_isa(Isa::detect()?, threads)
+        Ok(Cpu::with_isa(Isa::detect()?, threads)?.with_form(Form::detect()?))
     }
 
+    /// With the fastest form of convolutions.
+    ///
+    /// Errors: the system refuses threads.
     pub fn with_isa(isa: Isa, threads: usize) -> Result<Cpu> {
         let pool = match threads {
             0 | 1 => None,
             n => Some(Arc::new(rayon::ThreadPoolBuilder::new().num_threads(n).build()?)),
         };
-        Ok(Cpu { isa, pool })
+        Ok(Cpu { isa, form: Form::Fastest, pool })
+    }
+
+    pub fn with_form(self, form: Form) -> Cpu {
+        Cpu { form, ..self }
     }
 
     /// The same instruction set without the pool, for work inside a task.
@@ -107,6 +143,6 @@ impl Cpu {
 
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} with {} threads", self.isa.name(), self.threads())
+        write!(f, "{} with {} threads, {:?}", self.isa.name(), self.threads(), self.form)
     }
 }

@@ -116,7 +116,7 @@ impl Net {
         residual: Option<Value>,
         relu: bool,
     ) -> Value {
-        let conv = Conv::new(self.cpu.isa, self.shapes[input], channels, kernel, stride);
+        let conv = Conv::new(&self.cpu, self.shapes[input], channels, (kernel, stride), CHUNK);
         if let Some(residual) = residual {
             assert_eq!(self.shapes[residual], conv.output, "net: a residual of another shape");
         }
@@ -251,19 +251,22 @@ impl Net {
         let (from, to) = (conv.input, conv.output);
         let (blocks, plane) = (to.blocks(), to.plane());
         let n = out.len() / to.len();
-        let packed = conv.pack_forward(&parameters[unit.weight.clone()]);
+        let packed = conv.pack_forward(&self.cpu, &parameters[unit.weight.clone()]);
         let mut y = Buffer::stale(n * to.len());
         // By example and block: means, then sums of squares.
         let mut moments = vec![0f32; n * blocks * 2 * BLOCK];
         {
             let (y, moments) = (y.shared(), share(&mut moments));
-            self.cpu.for_each(n, |i| {
-                let x = &values[unit.input][i * from.len()..][..from.len()];
-                let y = unsafe { y.part(i * to.len(), to.len()) };
+            self.cpu.for_each(n.div_ceil(conv.group()), |group| {
+                let first = group * conv.group();
+                let count = conv.group().min(n - first);
+                let x = &values[unit.input][first * from.len()..][..count * from.len()];
+                let y = unsafe { y.part(first * to.len(), count * to.len()) };
                 unsafe { conv.forward(x, &packed, y) };
                 if running.is_none() {
-                    for (block, y) in y.chunks_exact(plane).enumerate() {
-                        let part = unsafe { moments.part((i * blocks + block) * 2 * BLOCK, 2 * BLOCK) };
+                    for (at, y) in y.chunks_exact(plane).enumerate() {
+                        let at = (first * blocks + at) * 2 * BLOCK;
+                        let part = unsafe { moments.part(at, 2 * BLOCK) };
                         let ([mean, squares], _) = part.as_chunks_mut::<BLOCK>() else { continue };
                         unsafe { norm::moments(isa, norm::Moments { y, mean, squares }) };
                     }
@@ -452,43 +455,52 @@ impl Net {
             }
         }
         let (a, b, c) = (lanes(blocks, &a, |v| *v), lanes(blocks, &b, |v| *v), lanes(blocks, &c, |v| *v));
-        let packed = dx.is_some().then(|| conv.pack_backward(&parameters[unit.weight.clone()]));
+        let packed = dx.is_some().then(|| conv.pack_backward(&self.cpu, &parameters[unit.weight.clone()]));
         let dx = dx.map(|dx| dx.shared());
         let chunks = n.div_ceil(CHUNK);
-        let mut parts = Buffer::stale(chunks * conv.weigh_len());
+        let mut parts = Buffer::stale(chunks * conv.gradient());
         {
             let parts = parts.shared();
             self.cpu.for_each(chunks, |chunk| {
-                let dw = unsafe { parts.part(chunk * conv.weigh_len(), conv.weigh_len()) };
+                let dw = unsafe { parts.part(chunk * conv.gradient(), conv.gradient()) };
                 dw.fill(0.0);
-                let mut dy = Buffer::stale(to.len());
-                for i in chunk * CHUNK..n.min((chunk + 1) * CHUNK) {
-                    for block in 0..blocks {
-                        let at = i * to.len() + block * plane;
-                        let (mean, a, b, c) = (&state.mean[block], &a[block], &b[block], &c[block]);
+                let mut own = (!conv.sums_are_gradient()).then(|| Buffer::zeroed(conv.sums()));
+                let mut dy = Buffer::stale(conv.group() * to.len());
+                let end = n.min((chunk + 1) * CHUNK);
+                for first in (chunk * CHUNK..end).step_by(conv.group()) {
+                    let count = conv.group().min(end - first);
+                    for block in 0..count * blocks {
+                        let at = first * to.len() + block * plane;
+                        let of = block % blocks;
+                        let (mean, a, b, c) = (&state.mean[of], &a[of], &b[of], &c[of]);
                         let (dz, y) = (&dz[at..at + plane], &state.y[at..at + plane]);
                         let dy = &mut dy[block * plane..][..plane];
                         unsafe { norm::backward(isa, norm::Backward { dz, y, dy, mean, a, b, c }) };
                     }
-                    let x = &state.x[i * from.len()..][..from.len()];
-                    unsafe { conv.weigh(x, &dy, dw) };
+                    let dy = &dy[..count * to.len()];
+                    let x = &state.x[first * from.len()..][..count * from.len()];
+                    unsafe { conv.weigh(x, dy, own.as_deref_mut().unwrap_or(dw)) };
                     if let (Some(dx), Some(packed)) = (dx, &packed) {
-                        unsafe { conv.backward(&dy, packed, dx.part(i * from.len(), from.len()), add) };
+                        let dx = unsafe { dx.part(first * from.len(), count * from.len()) };
+                        unsafe { conv.backward(dy, packed, dx, add) };
                     }
+                }
+                if let Some(sums) = own {
+                    unsafe { conv.fold(&sums, dw) };
                 }
             });
         }
-        let (first, rest) = parts.split_at_mut(conv.weigh_len());
+        let (first, rest) = parts.split_at_mut(conv.gradient());
         let part = 1 << 12;
         let total = share(first);
-        self.cpu.for_each(conv.weigh_len().div_ceil(part), |i| {
-            let here = i * part..conv.weigh_len().min((i + 1) * part);
+        self.cpu.for_each(conv.gradient().div_ceil(part), |i| {
+            let here = i * part..conv.gradient().min((i + 1) * part);
             let total = unsafe { total.part(here.start, here.len()) };
-            for chunk in rest.chunks_exact(conv.weigh_len()) {
+            for chunk in rest.chunks_exact(conv.gradient()) {
                 total.iter_mut().zip(&chunk[here.clone()]).for_each(|(t, c)| *t += c);
             }
         });
-        conv.unpack_weights(&parts, &mut dparameters[unit.weight.clone()]);
+        conv.unpack_weights(&self.cpu, &parts, &mut dparameters[unit.weight.clone()]);
     }
 }
 

@@ -24,6 +24,11 @@ pub trait Vector: Copy {
     unsafe fn max(self, other: Self) -> Self;
     /// self · a + b, rounded once where the instruction set can.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// [`Vector::mul_add`] rounded once on every instruction set: slow where it has no such instruction.
+    #[inline(always)]
+    unsafe fn fused(self, a: Self, b: Self) -> Self {
+        unsafe { self.mul_add(a, b) }
+    }
     /// self where `of` > 0, else 0.
     unsafe fn where_positive(self, of: Self) -> Self;
 }
@@ -174,6 +179,13 @@ impl Vector for Portable {
     unsafe fn mul_add(self, a: Self, b: Self) -> Self {
         // Not f32::mul_add, which is a library call where the baseline has no fused instruction.
         Portable(std::array::from_fn(|i| self.0[i] * a.0[i] + b.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn fused(self, a: Self, b: Self) -> Self {
+        // The product is exact in float64.
+        Portable(std::array::from_fn(|i| {
+            (f64::from(self.0[i]) * f64::from(a.0[i]) + f64::from(b.0[i])) as f32
+        }))
     }
     #[inline(always)]
     unsafe fn where_positive(self, of: Self) -> Self {

@@ -15,25 +15,55 @@ pub struct Plan {
     output: Image,
     stride: usize,
     taps: Vec<Tap>,
+    blocks: Vec<Registers>,
+    /// Pixels that are summed in a row, at least. Their numbers stay in the cache while all pairs of channels read them.
+    chain: usize,
 }
 
-/// Registers: (input channels, vectors of output channels) of a block.
-fn block_size(isa: Isa, vectors: usize, channels: usize) -> (usize, usize) {
+/// What a block's function keeps in registers.
+struct Registers {
+    plane: usize,
+    /// The first input channel, in its plane.
+    channel: usize,
+    /// First and last vector of output channels.
+    vector: usize,
+    second: usize,
+    run: BlockFn,
+}
+
+/// Registers: (input channels, vectors of output channels) of a block, at most.
+fn most(isa: Isa, vectors: usize) -> (usize, usize) {
     let vectors = if isa == Isa::Portable { 1 } else { vectors.min(2) };
-    let most = match (isa, vectors) {
+    let channels = match (isa, vectors) {
         (Isa::Avx512, 1) => 16,
-        (Isa::Avx512, _) | (Isa::Avx2, 1) => 8,
-        (Isa::Avx2, _) => 4,
+        (Isa::Avx512, _) => 8,
+        (Isa::Avx2, _) => 6,
         (Isa::Portable, _) => 4,
     };
-    (most.min(channels.next_power_of_two()), vectors)
+    (channels, vectors)
 }
 
 impl Plan {
     /// `input` and `output` are the convolution's; taps as for its forward correlation; stride 1 or 2.
-    pub fn new(isa: Isa, input: Image, output: Image, stride: usize, taps: &[Tap]) -> Plan {
+    pub fn new(isa: Isa, input: Image, output: Image, stride: usize, taps: &[Tap], chain: usize) -> Plan {
         assert!(stride == 1 || stride == 2, "weigh: stride {stride}");
-        Plan { isa, input, output, stride, taps: taps.to_vec() }
+        let total = output.blocks() * BLOCK / lanes(isa);
+        let mut blocks = vec![];
+        for plane in 0..input.blocks() {
+            let n = BLOCK.min(input.channels - plane * BLOCK);
+            let mut vector = 0;
+            while vector < total {
+                let (channels, vectors) = most(isa, total - vector);
+                let calls = n.div_ceil(channels);
+                for call in 0..calls {
+                    let (channel, end) = part(call, calls, n);
+                    let run = block_fn(isa, end - channel, vectors, stride);
+                    blocks.push(Registers { plane, channel, vector, second: vector + vectors - 1, run });
+                }
+                vector += vectors;
+            }
+        }
+        Plan { isa, input, output, stride, taps: taps.to_vec(), blocks, chain }
     }
 
     /// Floats of a gradient: [tap][input channel][output channel], both filled up to whole blocks.
@@ -53,11 +83,19 @@ impl Plan {
             input.len() >= self.input.len() && gradient.len() >= self.output.len() && dw.len() >= self.len()
         );
         let lanes = lanes(self.isa);
-        let total = self.output.blocks() * BLOCK / lanes;
         let at = |vector: usize| vector * lanes / BLOCK * self.output.plane() + vector * lanes % BLOCK;
-        for tap in &self.taps {
-            let (r0, r1) = inside(tap.row, self.stride, self.output.height, self.input.height);
-            let (c0, c1) = inside(tap.column, self.stride, self.output.width, self.input.width);
+        let Image { height, width, .. } = self.output;
+        let n_strips = (height * width / self.chain).max(1);
+        let (row_strips, column_strips) = if height == 1 { (1, n_strips) } else { (n_strips.min(height), 1) };
+        let strips = (0..row_strips * column_strips).map(|strip| {
+            (
+                part(strip / column_strips, row_strips, height),
+                part(strip % column_strips, column_strips, width),
+            )
+        });
+        for ((rows, columns), tap) in strips.flat_map(|s| self.taps.iter().map(move |tap| (s, tap))) {
+            let (r0, r1) = inside(tap.row, self.stride, rows, self.input.height);
+            let (c0, c1) = inside(tap.column, self.stride, columns, self.input.width);
             if r0 >= r1 || c0 >= c1 {
                 continue;
             }
@@ -65,47 +103,39 @@ impl Plan {
             let column = ((c0 * self.stride) as isize + tap.column) as usize;
             let from = (row * self.input.width + column) * BLOCK;
             let grad = (r0 * self.output.width + c0) * BLOCK;
-            for block in 0..self.input.blocks() {
-                let n = BLOCK.min(self.input.channels - block * BLOCK);
-                let mut vector = 0;
-                while vector < total {
-                    let (channels, vectors) = block_size(self.isa, total - vector, n);
-                    let call = block_fn(self.isa, channels, vectors, self.stride);
-                    for first in (0..n).step_by(channels) {
-                        let second = vector + vectors - 1;
-                        unsafe {
-                            call(&Block {
-                                image: input.as_ptr().add(block * self.input.plane() + from + first),
-                                image_row: self.input.width * self.stride * BLOCK,
-                                gradient: [
-                                    gradient.as_ptr().add(at(vector) + grad),
-                                    gradient.as_ptr().add(at(second) + grad),
-                                ],
-                                gradient_row: self.output.width * BLOCK,
-                                rows: r1 - r0,
-                                columns: c1 - c0,
-                                dw: dw.as_mut_ptr().add(self.at(
-                                    tap.weights,
-                                    block * BLOCK + first,
-                                    vector * lanes,
-                                )),
-                                dw_row: self.output.blocks() * BLOCK,
-                            })
-                        }
-                    }
-                    vector += vectors;
+            for block in &self.blocks {
+                let channel = block.plane * BLOCK + block.channel;
+                unsafe {
+                    (block.run)(&Block {
+                        image: input.as_ptr().add(block.plane * self.input.plane() + from + block.channel),
+                        image_row: self.input.width * self.stride * BLOCK,
+                        gradient: [
+                            gradient.as_ptr().add(at(block.vector) + grad),
+                            gradient.as_ptr().add(at(block.second) + grad),
+                        ],
+                        gradient_row: self.output.width * BLOCK,
+                        rows: r1 - r0,
+                        columns: c1 - c0,
+                        dw: dw.as_mut_ptr().add(self.at(tap.weights, channel, block.vector * lanes)),
+                        dw_row: self.output.blocks() * BLOCK,
+                    })
                 }
             }
         }
     }
 }
 
-/// The outputs whose neighbour lies inside the input: first and one past the last.
-fn inside(offset: isize, stride: usize, outputs: usize, inputs: usize) -> (usize, usize) {
+/// First and one past the last of part `i` of `parts` nearly equal ones.
+fn part(i: usize, parts: usize, n: usize) -> (usize, usize) {
+    (i * n / parts, (i + 1) * n / parts)
+}
+
+/// The outputs of a range whose neighbour lies inside the input: first and one past the last.
+fn inside(offset: isize, stride: usize, outputs: (usize, usize), inputs: usize) -> (usize, usize) {
     let first = (-offset).max(0) as usize;
     let room = inputs as isize - offset;
     let end = if room <= 0 { 0 } else { (room as usize).div_ceil(stride) };
-    (first.div_ceil(stride), end.min(outputs))
+    (first.div_ceil(stride).max(outputs.0), end.min(outputs.1))
 }
 
 struct Block {
@@ -124,15 +154,8 @@ type BlockFn = unsafe fn(&Block);
 #[inline(always)]
 unsafe fn block<V: Vector, const I: usize, const NB: usize, const S: usize>(block: &Block) {
     unsafe {
-        let zero = [[V::splat(0.0); NB]; I];
-        let mut sums = zero;
-        let mut chain = 0;
+        let mut sums = [[V::splat(0.0); NB]; I];
         for row in 0..block.rows {
-            if chain >= CHAIN {
-                add(&sums, block);
-                (sums, chain) = (zero, 0);
-            }
-            chain += block.columns;
             let mut image = block.image.add(row * block.image_row);
             let mut gradient = block.gradient.map(|g| g.add(row * block.gradient_row));
             for _ in 0..block.columns {
@@ -153,9 +176,6 @@ unsafe fn block<V: Vector, const I: usize, const NB: usize, const S: usize>(bloc
         add(&sums, block);
     }
 }
-
-/// Pixels that are summed in a row, at least, before the sum is put aside, for its rounding error's sake.
-const CHAIN: usize = 128;
 
 /// Adds the sums to the gradient.
 #[inline(always)]
@@ -198,9 +218,9 @@ fn block_fn(isa: Isa, channels: usize, vectors: usize, stride: usize) -> BlockFn
     }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => table!(avx512: 1 2 4 8 16; 1 2 4 8),
+        Isa::Avx512 => table!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; 1 2 3 4 5 6 7 8),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => table!(avx2: 1 2 4 8; 1 2 4),
-        _ => table!(portable: 1 2 4;),
+        Isa::Avx2 => table!(avx2: ; 1 2 3 4 5 6),
+        _ => table!(portable: 1 2 3 4;),
     }
 }

@@ -7,8 +7,18 @@ use candle_core::{DType, Device, Tensor, Var};
 pub use formula::{fill, uniform};
 use safetensors::SafeTensors;
 use stages::models::{self, Model, ModelParams, Shape};
-use stages::nn::cpu::Cpu;
+use stages::nn::cpu::{Cpu, Form, Isa};
 use stages::rng::Stream;
+
+/// Every path of the kernels that this processor has: each instruction set, with direct convolutions alone and with
+/// Winograd's algorithm as models use it (by Form::Winograd it runs on one or three channels too, where nothing else would
+/// use it and its error is larger).
+pub fn cpus(threads: usize) -> impl Iterator<Item = Cpu> {
+    let available = Isa::ALL.into_iter().filter(|isa| isa.available());
+    available.flat_map(move |isa| {
+        [Form::Direct, Form::Fastest].map(|form| Cpu::with_isa(isa, threads).unwrap().with_form(form))
+    })
+}
 
 /// A model with the golden files' weights.
 pub fn model(params: &str, shape: Shape, cpu: Cpu) -> Model {

@@ -3,22 +3,19 @@ one thread, and compares the test accuracies. Not a test: it takes some minutes 
 
 python recipe.py STAGES ARRAYS INDICES WORK          ours alone, against PyTorch's accuracies in recipe.json
 python recipe.py STAGES ARRAYS INDICES WORK --pytorch     PyTorch's too; writes recipe.json
+python recipe.py STAGES ARRAYS INDICES WORK --forms       ours with direct convolutions against ours by Winograd's algorithm
     STAGES   the program, target/release/stages
     ARRAYS   the output of prepare, INDICES that of subsample (ratio 1, per_class 200, validation_per_class 100, seed 0)
     WORK     an empty folder
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
-
-from models import ResNetCifar
 
 EPOCHS, BATCH, RATE, MILESTONE, SEEDS = 8, 64, 0.1, 6, (0, 1, 2)
 GOLDEN = Path(__file__).parent / "recipe.json"
@@ -26,12 +23,18 @@ GOLDEN = Path(__file__).parent / "recipe.json"
 
 def kaiming(model):
     """The initialisation of the reference code, which `head: kaiming` asks of ours."""
+    import torch
+
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
             torch.nn.init.kaiming_normal_(module.weight)
 
 
 def pytorch(arrays, indices, mean, std, seed):
+    import torch
+    import torch.nn.functional as F
+    from models import ResNetCifar
+
     torch.manual_seed(seed)
     pixels = lambda rows: ((arrays["image"][rows].permute(0, 3, 1, 2).float() / 255) - mean) / std
     train, test = indices["train"].long(), indices["test"].long()
@@ -52,7 +55,7 @@ def pytorch(arrays, indices, mean, std, seed):
     return right.item() / len(test)
 
 
-def ours(stages, folders, seed):
+def ours(stages, folders, seed, form=""):
     params = {
         "model": {"family": "resnet-cifar", "depth": 20, "shortcut": "A", "head": "kaiming"},
         "method": "erm",
@@ -64,11 +67,12 @@ def ours(stages, folders, seed):
     }
 
     def stage(word, params, inputs, name):
-        folder = Path(sys.argv[4]) / f"{name}-{seed}"
+        folder = Path(sys.argv[4]) / f"{name}-{seed}{form}"
         folder.mkdir(parents=True)
         job = {"version": 1, "params": params, "inputs": inputs, "out": "out", "scratch": "scratch", "threads": 1}
         (folder / "job.json").write_text(json.dumps(job))
-        subprocess.run([stages, word, folder / "job.json"], check=True, stdout=subprocess.DEVNULL)
+        environment = dict(os.environ, ITPIPE_CONVOLUTION=form)
+        subprocess.run([stages, word, folder / "job.json"], check=True, stdout=subprocess.DEVNULL, env=environment)
         return str((folder / "out").resolve())
 
     weights = stage("train", params, folders, "train")
@@ -84,15 +88,25 @@ def told(name, values):
 if __name__ == "__main__":
     stages, arrays, indices, _ = sys.argv[1:5]
     folders = {"data": str(Path(arrays).resolve()), "indices": str(Path(indices).resolve())}
-    our = told("ours", [ours(Path(stages).resolve(), folders, seed) for seed in SEEDS])
-    if "--pytorch" in sys.argv:
-        meta = json.loads((Path(arrays) / "meta.json").read_text())
-        tensors = load_file(Path(arrays) / "examples.safetensors"), load_file(Path(indices) / "indices.safetensors")
-        torch.set_num_threads(1)
-        theirs = [pytorch(*tensors, meta["mean"][0], meta["std"][0], seed) for seed in SEEDS]
-        recipe = {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "milestone": MILESTONE, "seeds": SEEDS, "per_class": 200}
-        GOLDEN.write_text(json.dumps({"recipe": recipe, "pytorch": theirs, "ours when it was made": our}, indent=1) + "\n")
-    theirs = told("PyTorch", json.loads(GOLDEN.read_text())["pytorch"])
+    program = Path(stages).resolve()
+    if "--forms" in sys.argv:
+        runs = [(form, seed) for form in ("direct", "winograd") for seed in SEEDS]
+        with ThreadPoolExecutor(2) as pool:
+            all = list(pool.map(lambda run: ours(program, folders, run[1], run[0]), runs))
+        our, theirs = told("direct", all[: len(SEEDS)]), told("Winograd", all[len(SEEDS) :])
+    else:
+        our = told("ours", [ours(program, folders, seed) for seed in SEEDS])
+        if "--pytorch" in sys.argv:
+            import torch
+            from safetensors.torch import load_file
+
+            meta = json.loads((Path(arrays) / "meta.json").read_text())
+            tensors = load_file(Path(arrays) / "examples.safetensors"), load_file(Path(indices) / "indices.safetensors")
+            torch.set_num_threads(1)
+            theirs = [pytorch(*tensors, meta["mean"][0], meta["std"][0], seed) for seed in SEEDS]
+            recipe = {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "milestone": MILESTONE, "seeds": SEEDS, "per_class": 200}
+            GOLDEN.write_text(json.dumps({"recipe": recipe, "pytorch": theirs, "ours when it was made": our}, indent=1) + "\n")
+        theirs = told("PyTorch", json.loads(GOLDEN.read_text())["pytorch"])
     # Two draws of three seeds each differ by less than the larger spread unless something is wrong.
     spread = max(max(v) - min(v) for v in (our, theirs))
     difference = statistics.mean(our) - statistics.mean(theirs)
