@@ -194,7 +194,8 @@ impl Net {
                         let (out, chosen) = unsafe {
                             (to.part(i * shape.len(), shape.len()), choice.part(i * shape.len(), shape.len()))
                         };
-                        pool::max_forward(from, *shape, x, out, chosen);
+                        let max = pool::Max { from, to: *shape, x, out, chosen };
+                        unsafe { pool::max(self.cpu.isa, max) };
                     });
                     Some(Inner::MaxPool(chosen))
                 }
@@ -358,9 +359,9 @@ impl Net {
                             &dz[i * shape.len()..][..shape.len()],
                             &chosen[i * shape.len()..][..shape.len()],
                         );
-                        pool::max_backward(from, shape, dz, chosen, unsafe {
-                            to.part(i * from.len(), from.len())
-                        });
+                        let dx = unsafe { to.part(i * from.len(), from.len()) };
+                        let max = pool::MaxBackward { from, to: shape, dz, chosen, dx };
+                        unsafe { pool::max_backward(self.cpu.isa, max) };
                     });
                     gradients[*input] = Some(dx);
                 }
