@@ -81,6 +81,8 @@ const VERSION: &str = "itpipe cache 1";
 pub struct Store {
     cache: PathBuf,
     stats: Table,
+    /// The files of small trees, so that whether a tree is whole can be told without reading it.
+    contents: Table,
     /// One lock for the blobs that share a digest's first bits, so that looking, linking and recording are one step.
     locks: Vec<Mutex<()>>,
     /// Whether FICLONE works here: unknown, yes, no.
@@ -116,6 +118,7 @@ impl Store {
         };
         Ok(Store {
             stats: Table::open(&cache.join("stat/blobs")),
+            contents: Table::open(&cache.join("stat/trees")),
             locks: (0..64).map(|_| Mutex::new(())).collect(),
             reflink: AtomicU8::new(0),
             placed: Mutex::new(HashMap::new()),
@@ -179,6 +182,11 @@ impl Store {
             return Err(StoreError::NoInodes { path: self.cache.clone() });
         }
         Ok(())
+    }
+
+    /// Writes down what was learnt of blobs and trees. A memory that cannot be kept costs only time.
+    pub fn remember_all(&self) {
+        let _ = self.stats.save().and_then(|()| self.contents.save());
     }
 
     /// Waits until the disk has what was stored.

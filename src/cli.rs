@@ -85,6 +85,9 @@ pub struct RunArgs {
     /// Sources must not use the network
     #[arg(long, env = "ITPIPE_OFFLINE", value_parser = clap::builder::BoolishValueParser::new())]
     pub offline: bool,
+    /// Do not rehearse a long plan before it runs
+    #[arg(long, env = "ITPIPE_NO_REHEARSAL", value_parser = clap::builder::BoolishValueParser::new())]
+    pub no_rehearsal: bool,
     /// Print every event as a line of JSON on stdout, nothing else
     #[arg(long, env = "ITPIPE_JSON", value_parser = clap::builder::BoolishValueParser::new())]
     pub json: bool,
@@ -111,10 +114,10 @@ pub enum Command {
         /// A stage
         stage: String,
         /// Why it would not run: what its key is made of, what came again equal, what is not in the key
-        #[arg(long)]
+        #[arg(long, env = "ITPIPE_NOT", value_parser = clap::builder::BoolishValueParser::new())]
         not: bool,
         /// Show every line of the manifest that its key is made of
-        #[arg(long)]
+        #[arg(long, env = "ITPIPE_MANIFEST", value_parser = clap::builder::BoolishValueParser::new())]
         manifest: bool,
         /// As one JSON document
         #[arg(long, env = "ITPIPE_JSON", value_parser = clap::builder::BoolishValueParser::new())]
@@ -133,7 +136,7 @@ pub enum Command {
         /// A stage
         stage: String,
         /// Go on printing while it runs
-        #[arg(short, long)]
+        #[arg(short, long, env = "ITPIPE_FOLLOW", value_parser = clap::builder::BoolishValueParser::new())]
         follow: bool,
     },
     /// Show the result of a stage: key, inputs, files, when and where it ran
@@ -141,7 +144,7 @@ pub enum Command {
         /// A stage
         stage: String,
         /// As one JSON document
-        #[arg(long)]
+        #[arg(long, env = "ITPIPE_JSON", value_parser = clap::builder::BoolishValueParser::new())]
         json: bool,
     },
     /// Compare the results of two stages, or of one stage in two profiles (`train@smoke`)
@@ -160,7 +163,7 @@ pub enum Command {
         /// A stage whose key changed
         stage: String,
         /// Why the bytes cannot have changed; recorded
-        #[arg(long)]
+        #[arg(long, env = "ITPIPE_REASON")]
         reason: String,
     },
     /// Run a stage again beside its result and compare
@@ -231,7 +234,7 @@ pub enum CacheCommand {
     /// Delete what no lock and no result of the last 90 days needs
     Gc {
         /// Only say what would go
-        #[arg(long)]
+        #[arg(long, env = "ITPIPE_DRY_RUN", value_parser = clap::builder::BoolishValueParser::new())]
         dry_run: bool,
     },
     /// Print the folder of the store, or of the output of a stage
@@ -248,4 +251,31 @@ pub enum GraphFormat {
     Dot,
     Mermaid,
     Svg,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Command, CommandFactory};
+
+    use super::Cli;
+
+    fn each(command: &Command, check: &mut dyn FnMut(&Command)) {
+        check(command);
+        command.get_subcommands().for_each(|below| each(below, check));
+    }
+
+    #[test]
+    fn every_option_has_its_variable() {
+        let mut options = 0;
+        each(&Cli::command(), &mut |command| {
+            for option in command.get_arguments().filter(|option| !option.is_positional()) {
+                let name = option.get_long().expect("a long name");
+                let variable = option.get_env().map(|name| name.to_string_lossy().into_owned());
+                let variable = variable.unwrap_or_else(|| panic!("{} --{name}", command.get_name()));
+                assert!(variable.starts_with("ITPIPE_"), "{variable}");
+                options += 1;
+            }
+        });
+        assert!(options > 20, "{options}");
+    }
 }

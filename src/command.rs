@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 
 use crate::cli::{CacheCommand, Cli, Command, ConfigCommand, DataCommand, Global, GraphFormat};
 use crate::error::Error;
+use crate::estimate::{Classes, Costs};
 use crate::event::{Event, View};
 use crate::keys::Keys;
 use crate::plan::{Fate, plan};
@@ -74,8 +75,12 @@ fn plan_command(global: &Global, targets: &[String], json: bool) -> Result<u8, E
         }
     }
     let (mut current, mut run, mut may, mut stuck) = (0, 0, 0, 0);
+    let mut to_run = Vec::new();
     for (id, fate) in plan(&session, &stages)? {
         let name = &session.stage(id).name;
+        if matches!(fate, Fate::Run(_) | Fate::After(_)) {
+            to_run.push(id);
+        }
         match fate {
             Fate::UpToDate(output) => {
                 current += 1;
@@ -95,9 +100,17 @@ fn plan_command(global: &Global, targets: &[String], json: bool) -> Result<u8, E
             }
         };
     }
+    let classes = Classes::new(&session);
+    let estimate = (!to_run.is_empty()).then(|| Costs::open(&session, &classes).estimate(&to_run));
+    if let (Some(view), Some(estimate)) = (&mut view, estimate) {
+        view.event(&Event::Estimate { estimate });
+    }
     if !json {
         let _ = write!(out, "{run} to run, {may} that depend on them, {current} up to date");
         out.push_str(&if stuck > 0 { format!(", {stuck} that cannot run\n") } else { "\n".into() });
+        if let Some(estimate) = estimate.filter(|of| of.unknown < of.stages || of.download > 0) {
+            let _ = writeln!(out, "estimate: {}", progress::estimate_line(&estimate));
+        }
         print(&out);
     }
     let _ = session.stat.save();

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::estimate::Estimate;
+
 /// One thing that happened. Times are seconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case", deny_unknown_fields)]
@@ -18,6 +20,17 @@ pub enum Event {
     /// What a run would do with a stage: `up-to-date` (`cause` is its key), `run` and why, `maybe` after which other,
     /// `stuck` and why; `build` for a program.
     Planned { stage: String, fate: String, cause: String },
+    /// What the stages that would run are likely to take.
+    Estimate {
+        #[serde(flatten)]
+        estimate: Estimate,
+    },
+    /// A long plan is rehearsed: one stage of each of so many classes.
+    Rehearsal { classes: usize, stages: usize },
+    /// The rehearsal of a stage was started.
+    Rehearsing { stage: String },
+    /// It passed; one that does not is a `failed` whose error begins with `rehearsal:`.
+    Rehearsed { stage: String, seconds: f64 },
     /// A recorded result was taken.
     UpToDate { stage: String, key: String },
     /// Another run makes this action; its result is waited for.
@@ -52,6 +65,11 @@ pub struct Summary {
     pub not_run: usize,
     pub interrupted: usize,
     pub seconds: f64,
+    /// Of the stages that ran and whose time had been estimated: what was estimated, and what it took.
+    #[serde(default)]
+    pub estimated: f64,
+    #[serde(default)]
+    pub spent: f64,
     /// `stage` and path of each wanted stage that is published, whether or not it ran.
     pub published: Vec<(String, String)>,
 }

@@ -64,6 +64,15 @@ pub struct Reach {
     pub offline: bool,
 }
 
+/// How a folder is made ready.
+#[derive(Clone, Copy, Debug)]
+pub struct How<'a> {
+    pub reach: &'a Reach,
+    pub link: Link,
+    /// Whether the stage is only rehearsed.
+    pub rehearse: bool,
+}
+
 /// Why a folder could not be made ready.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
@@ -105,9 +114,9 @@ impl Folder {
         store: &Store,
         stage: &Stage,
         inputs: &[(String, Placed)],
-        reach: &Reach,
-        link: Link,
+        how: How,
     ) -> Result<(), JobError> {
+        let How { reach, link, rehearse } = how;
         self.clear(store)?;
         for folder in [self.out(), self.scratch(), self.tmp().join("home"), self.0.join("in")] {
             fs::create_dir_all(&folder).map_err(|e| JobError::Io(folder, e))?;
@@ -143,7 +152,7 @@ impl Folder {
             "inputs": described,
             "out": "out",
             "scratch": "scratch",
-            "rehearse": false,
+            "rehearse": rehearse,
             "threads": stage.kind.threads,
             "fixed": if stage.kind.fixed { fixed(stage, reach) } else { Json::Null },
         });
@@ -247,6 +256,7 @@ pub fn environment(
     stage: &Stage,
     declared: &[(String, Option<String>)],
     inputs: &[(String, Placed)],
+    rehearse: bool,
 ) -> Result<Vec<(String, String)>, String> {
     let kind: &Kind = &stage.kind;
     let mut env: BTreeMap<String, String> = action::inherited_env(&INHERITED).into_iter().collect();
@@ -273,6 +283,9 @@ pub fn environment(
         env.insert("out".into(), "out".into());
         env.insert("scratch".into(), "scratch".into());
         env.insert("threads".into(), threads);
+        if kind.rehearse {
+            env.insert("rehearse".into(), rehearse.to_string());
+        }
         for (name, placed) in inputs {
             let value = match placed {
                 Placed::One(_) => format!("in/{name}"),

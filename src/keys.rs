@@ -260,7 +260,34 @@ impl<'a> Keys<'a> {
         outputs: &[Option<Output>],
         past: &[Option<Rc<Keyed>>],
     ) -> Result<Keyed, Error> {
-        let stage = self.session.stage(id);
+        self.key_of(id, self.session.stage(id), outputs, past)
+    }
+
+    /// The key of a rehearsal of a stage, whose lists of inputs may be shorter than the pipeline's: never that of a
+    /// result.
+    ///
+    /// # Errors
+    /// As [`Keys::key`].
+    pub fn rehearsal(
+        &self,
+        id: StageId,
+        stage: &Stage,
+        outputs: &[Option<Output>],
+        past: &[Option<Rc<Keyed>>],
+    ) -> Result<Keyed, Error> {
+        let mut keyed = self.key_of(id, stage, outputs, past)?;
+        keyed.manifest.lines.push(("rehearse".into(), "true".into()));
+        keyed.key = keyed.manifest.key();
+        Ok(keyed)
+    }
+
+    fn key_of(
+        &self,
+        id: StageId,
+        stage: &Stage,
+        outputs: &[Option<Output>],
+        past: &[Option<Rc<Keyed>>],
+    ) -> Result<Keyed, Error> {
         let code = self.code(stage)?;
         let mut watched = code.read.clone();
         let mut digests = Vec::with_capacity(stage.inputs.len());

@@ -5,6 +5,7 @@
 //! (programs, pools, kinds), `matrix`, `inputs` and `stages`; `expression` evaluates `{…}`, `fields` reads typed values,
 //! `report` collects what is wrong. A step reports and goes on, so that one run shows all mistakes.
 
+pub mod compiled;
 mod expression;
 mod fields;
 mod inputs;
@@ -21,6 +22,7 @@ use std::fmt;
 use std::io::Read;
 use std::path::Path;
 
+use crate::digest::Digest;
 use crate::pipeline::{Location, Pipeline, Value};
 use expression::Scope;
 use report::{At, Path as Field, Sink};
@@ -84,12 +86,28 @@ pub fn load(
     profile: Option<&str>,
     overrides: &[(String, String)],
 ) -> Result<Pipeline, Diagnostics> {
+    load_with(root, file, profile, overrides, None).map(|(pipeline, _)| pipeline)
+}
+
+/// The same with the folder of a store, in which a large pipeline may have been kept. Where it was not, and is worth it,
+/// the key under which [`compiled::save`] keeps it.
+pub fn load_with(
+    root: &Path,
+    file: &Path,
+    profile: Option<&str>,
+    overrides: &[(String, String)],
+    cache: Option<&Path>,
+) -> Result<(Pipeline, Option<Digest>), Diagnostics> {
     let shown = file.strip_prefix(root).unwrap_or(file).display().to_string();
     let text = read(file).map_err(|(message, hint)| {
         let location = Location { file: shown.as_str().into(), line: 0, column: 0 };
         Diagnostics(vec![Diagnostic { location, field: String::new(), message, hint }])
     })?;
-    parse(&text, &shown, profile, overrides)
+    let key = cache.and_then(|_| compiled::key(&text, &shown, profile, overrides));
+    if let Some(pipeline) = cache.zip(key).and_then(|(cache, key)| compiled::load(cache, &key)) {
+        return Ok((pipeline, None));
+    }
+    Ok((parse(&text, &shown, profile, overrides)?, key))
 }
 
 /// As `load`, from a text; `file` is its name in messages.

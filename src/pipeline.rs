@@ -255,6 +255,10 @@ pub struct Kind {
     pub fixed: bool,
     /// Whether the kind can be rehearsed.
     pub rehearse: bool,
+    /// Params that change neither what a rehearsal finds nor, by much, how long a run takes: `seed`.
+    pub alike: Vec<String>,
+    /// Seconds that a run is expected to take, as long as none was measured.
+    pub expect: Option<u64>,
     /// Seconds after which a run is ended.
     pub timeout: Option<u64>,
     /// How often a failed run is tried again.

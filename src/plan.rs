@@ -23,7 +23,11 @@ pub enum Fate {
 
 /// What a run would do with each of these stages (given with all their upstream, in order).
 pub fn plan(session: &Session, stages: &[StageId]) -> Result<Vec<(StageId, Fate)>, Error> {
-    let keys = Keys::current(session, stages)?;
+    plan_with(session, &Keys::current(session, stages)?, stages)
+}
+
+/// The same, by keys that are there already.
+pub fn plan_with(session: &Session, keys: &Keys, stages: &[StageId]) -> Result<Vec<(StageId, Fate)>, Error> {
     let n = session.pipeline.stages.len();
     let (mut outputs, mut keyed) = (vec![None; n], vec![None; n]);
     let mut root: Vec<Option<StageId>> = vec![None; n];

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::cli::Color;
+use crate::estimate::Estimate;
 use crate::event::{Event, Summary, View};
 
 /// Without a terminal a stage's progress is shown at most this often,
@@ -78,6 +79,7 @@ impl Paint {
             "done" => "32",
             "FAILED" | "error" => "1;31",
             "warning" | "stopped" | "retry" => "33",
+            "passed" => "32",
             _ => "36",
         };
         // Padded before it is painted: the codes have no width.
@@ -94,6 +96,13 @@ fn lines(paint: Paint, event: &Event) -> Vec<String> {
         Event::Built { program, seconds: s, .. } => {
             vec![line("built", format!("{program} ({})", seconds(*s)))]
         }
+        Event::Estimate { estimate } => vec![line("estimate", estimate_line(estimate))],
+        Event::Rehearsal { classes, stages } => {
+            let what =
+                format!("{classes} of {stages} stages, one of each class, before the first of a long plan");
+            vec![line("rehearse", what)]
+        }
+        Event::Rehearsed { stage, seconds: s } => vec![line("passed", format!("{stage} ({})", seconds(*s)))],
         Event::Elsewhere { stage, pid } => {
             vec![line("waiting", format!("{stage}: another itpipe (process {pid}) is making it"))]
         }
@@ -121,9 +130,11 @@ fn lines(paint: Paint, event: &Event) -> Vec<String> {
             vec![line("publish", format!("{path} ({written} file{})", if *written == 1 { "" } else { "s" }))]
         }
         Event::Ended { summary } => vec![summary_line(summary)],
-        Event::Begun { .. } | Event::Planned { .. } | Event::UpToDate { .. } | Event::Progress { .. } => {
-            Vec::new()
-        }
+        Event::Begun { .. }
+        | Event::Planned { .. }
+        | Event::UpToDate { .. }
+        | Event::Rehearsing { .. }
+        | Event::Progress { .. } => Vec::new(),
     }
 }
 
@@ -143,7 +154,40 @@ fn summary_line(summary: &Summary) -> String {
     if parts.is_empty() {
         parts.push("no stages".into());
     }
-    format!("{} in {}", parts.join(", "), seconds(summary.seconds))
+    let compared = match summary.estimated > 0.0 {
+        true => format!("; {} of stages, {} estimated", seconds(summary.spent), seconds(summary.estimated)),
+        false => String::new(),
+    };
+    format!("{} in {}{compared}", parts.join(", "), seconds(summary.seconds))
+}
+
+/// `3 h 20 min for 40 stages (2 of unknown time), 1.2 GB on the disk, 300 MB to bring`.
+pub fn estimate_line(estimate: &Estimate) -> String {
+    let Estimate { stages, unknown, wall, bytes, download, .. } = *estimate;
+    let s = if stages == 1 { "" } else { "s" };
+    let mut text = match unknown == stages {
+        true => format!("time unknown for {stages} stage{s}"),
+        false => format!("{} for {stages} stage{s}", seconds(wall)),
+    };
+    if unknown > 0 && unknown < stages {
+        text += &format!(" ({unknown} of unknown time)");
+    }
+    for (bytes, what) in [(bytes, "on the disk"), (download, "to bring")] {
+        if bytes > 0 {
+            text += &format!(", {} {what}", size(bytes));
+        }
+    }
+    text
+}
+
+/// Bytes as one reads them.
+pub fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        b if b < 1e3 => format!("{bytes} bytes"),
+        b if b < 999.5e3 => format!("{:.0} kB", b / 1e3),
+        b if b < 999.5e6 => format!("{:.0} MB", b / 1e6),
+        b => format!("{:.1} GB", b / 1e9),
+    }
 }
 
 struct Alive {
@@ -159,6 +203,20 @@ struct Plain {
 }
 
 impl Plain {
+    /// Lines for the stages of which nothing was said for long.
+    fn due(&mut self, now: Instant) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (stage, alive) in &mut self.running {
+            if now - alive.shown >= ALIVE_EVERY {
+                alive.shown = now;
+                let note = if alive.note.is_empty() { String::new() } else { format!(": {}", alive.note) };
+                let time = seconds((now - alive.since).as_secs_f64());
+                lines.push(format!("{}  {stage} ({time}){note}", self.paint.word("running")));
+            }
+        }
+        lines
+    }
+
     fn print(&self, lines: &[String]) {
         let mut err = io::stderr().lock();
         for line in lines {
@@ -173,10 +231,11 @@ impl View for Plain {
         self.print(&lines(self.paint, event));
         let now = Instant::now();
         match event {
-            Event::Started { stage, .. } => {
+            Event::Started { stage, .. } | Event::Rehearsing { stage } => {
                 self.running.insert(stage.clone(), Alive { since: now, shown: now, note: String::new() });
             }
             Event::Finished { stage, .. }
+            | Event::Rehearsed { stage, .. }
             | Event::Failed { stage, .. }
             | Event::Interrupted { stage, .. } => {
                 self.running.remove(stage);
@@ -201,16 +260,7 @@ impl View for Plain {
     }
 
     fn tick(&mut self) {
-        let now = Instant::now();
-        let mut lines = Vec::new();
-        for (stage, alive) in &mut self.running {
-            if now - alive.shown >= ALIVE_EVERY {
-                alive.shown = now;
-                let note = if alive.note.is_empty() { String::new() } else { format!(": {}", alive.note) };
-                let time = seconds((now - alive.since).as_secs_f64());
-                lines.push(format!("{}  {stage} ({time}){note}", self.paint.word("running")));
-            }
-        }
+        let lines = self.due(Instant::now());
         self.print(&lines);
     }
 }
@@ -265,7 +315,7 @@ impl View for Bars {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Begun { stages, .. } => self.stages = *stages as u64,
-            Event::Started { stage, .. } => {
+            Event::Started { stage, .. } | Event::Rehearsing { stage } => {
                 // Not drawn before something starts: a run with nothing to do shows one line.
                 if self.total.is_none() {
                     let style = ProgressStyle::with_template("  {elapsed:>5} [{bar:20}] {pos}/{len} stages")
@@ -291,6 +341,7 @@ impl View for Bars {
         }
         let ended = match event {
             Event::Finished { stage, .. }
+            | Event::Rehearsed { stage, .. }
             | Event::Failed { stage, .. }
             | Event::Interrupted { stage, .. } => Some(stage),
             _ => None,
@@ -370,6 +421,45 @@ impl View for EventLog {
             if !matches!(event, Event::Progress { .. }) {
                 self.broken |= file.flush().is_err();
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ten minutes of a stage, a tick each second as the loop has it: never more than a minute without a line.
+    #[test]
+    fn without_a_terminal_a_minute_is_never_silent() {
+        for speaks in [false, true] {
+            let mut plain = Plain { paint: Paint(false), running: BTreeMap::new() };
+            plain.event(&Event::Started {
+                stage: "train".into(),
+                key: String::new(),
+                cause: "no result yet".into(),
+                resumed: false,
+            });
+            let start = Instant::now();
+            if speaks {
+                let note = "epoch 3/400 loss 0.5".into();
+                plain.event(&Event::Progress { stage: "train".into(), done: 1.0, total: 4.0, note });
+            }
+            let (mut last, mut lines) = (0, Vec::new());
+            for second in 1..=600 {
+                let due = plain.due(start + Duration::from_secs(second));
+                if !due.is_empty() {
+                    assert!(second - last <= 60, "{} s of silence", second - last);
+                    last = second;
+                    lines.extend(due);
+                }
+            }
+            assert!(600 - last <= 60 && lines.len() >= 10, "{lines:?}");
+            let note = if speaks { ": 25 %, epoch 3/400 loss 0.5" } else { "" };
+            assert!(
+                lines[0].starts_with(" running  train (5") && lines[0].ends_with(&format!(" s){note}")),
+                "{lines:?}"
+            );
         }
     }
 }

@@ -28,8 +28,21 @@ pub struct RunFile {
     pub tree: String,
     /// The files that were published, so that the next time those that went can be removed.
     pub files: Vec<String>,
+    /// What it cost: seconds of the stages behind the output whose time had been estimated before they ran, as estimated
+    /// and as spent, and the seconds of all of them.
+    #[serde(default)]
+    pub cost: Spent,
     /// Each stage behind the output: when, where and for how long it ran.
     pub stages: Vec<Ran>,
+}
+
+/// Seconds of stages.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spent {
+    pub estimated: f64,
+    pub spent_of_estimated: f64,
+    pub spent: f64,
 }
 
 /// When, where and for how long a stage ran.
@@ -41,6 +54,9 @@ pub struct Ran {
     /// Milliseconds since 1970.
     pub started: u64,
     pub seconds: f64,
+    /// What was estimated before it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated: Option<f64>,
     pub host: String,
     pub commit: Option<String>,
     pub itpipe: String,

@@ -18,6 +18,7 @@ use crate::cli::{Global, RunArgs};
 use crate::device::{self, Devices};
 use crate::digest::Digest;
 use crate::error::Error;
+use crate::estimate::{self, Classes};
 use crate::event::{self, Event, Summary, View};
 use crate::executor::{self, Control, Executor, Job, Update, local::Local};
 use crate::job::{Folder, Reach};
@@ -27,7 +28,8 @@ use crate::licence;
 use crate::lock::{self, Locked};
 use crate::pipeline::{Input, Kind, Pipeline, Source, StageId};
 use crate::progress;
-use crate::publish::{self, Ran, RunFile};
+use crate::publish::{self, Ran, RunFile, Spent};
+use crate::rehearsal::{self, Verdict};
 use crate::results::ActionResult;
 use crate::sandbox;
 use crate::schedule::{Entry, GPU, Schedule, State, Step, WHOLE};
@@ -38,14 +40,14 @@ use crate::why::{self, Found};
 use attempt::{Attempt, AttemptKey, Bench, Made, Outcome, Said};
 
 /// Room that must be free before the first stage is started.
-const FREE_BYTES: u64 = 32 << 20;
+pub(crate) const FREE_BYTES: u64 = 32 << 20;
 /// How long a stage has to write its checkpoint.
 const GRACE: Duration = Duration::from_secs(120);
 /// How often a stage that another run makes is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the deciding thread hears.
-enum Message {
+pub(crate) enum Message {
     Said(usize, Said),
     Ended(usize, Outcome, f64, Option<Lease>),
     Signal(i32),
@@ -102,6 +104,7 @@ fn run_session(global: &Global, args: &RunArgs, session: &Session, start: Instan
     licence::demand(session, &wanted, &args.accept_licence)?;
     let mut views = progress::views(global.color, args.json, session.store.cache());
     let mut emit = |event: Event| views.iter_mut().for_each(|view| view.event(&event));
+    let classes = Classes::new(session);
     emit(Event::Begun {
         version: event::VERSION,
         profile: session.pipeline.profile.clone(),
@@ -112,10 +115,20 @@ fn run_session(global: &Global, args: &RunArgs, session: &Session, start: Instan
     keys.check(&wanted)?;
     let reach =
         Reach { root: session.root.clone(), mirror: mirror(args.mirror.as_deref())?, offline: args.offline };
+    let mut expected = HashMap::new();
+    if wanted.iter().any(|id| session.stage(*id).kind.rehearse) {
+        let of = rehearsal::Ground { session, keys: &keys, classes: &classes, reach: &reach };
+        match rehearsal::before(&of, &wanted, args.no_rehearsal, &mut views)? {
+            Verdict::Go(seconds) => expected = seconds,
+            Verdict::Stop(code) => return Ok(code),
+        }
+    }
     let n = session.pipeline.stages.len();
     let mut run = Run {
         session,
         keys,
+        classes: &classes,
+        expected,
         schedule: schedule(session, &wanted),
         outputs: vec![None; n],
         keyed: vec![None; n],
@@ -185,7 +198,7 @@ fn schedule(session: &Session, wanted: &[StageId]) -> Schedule {
 }
 
 /// What a stage of a kind takes from the pools, in thousandths.
-fn needs(kind: &Kind) -> BTreeMap<String, u32> {
+pub(crate) fn needs(kind: &Kind) -> BTreeMap<String, u32> {
     let mut needs = kind.resources.clone();
     let own = if kind.pool == "cpu" { kind.threads.saturating_mul(WHOLE) } else { WHOLE };
     needs.entry(kind.pool.clone()).or_insert(own);
@@ -274,6 +287,9 @@ fn check_locked(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
 struct Run<'a> {
     session: &'a Session,
     keys: Keys<'a>,
+    classes: &'a Classes<'a>,
+    /// The seconds that stages are likely to take, where that was asked.
+    expected: HashMap<StageId, f64>,
     schedule: Schedule,
     outputs: Vec<Option<Output>>,
     keyed: Vec<Option<Rc<Keyed>>>,
@@ -326,20 +342,8 @@ impl<'a> Run<'a> {
         let session = self.session;
         let reach = self.reach.clone();
         let secrets = action::secrets();
-        let confined = sandbox::available();
-        // SAFETY: a plain system call.
-        let root = unsafe { libc::geteuid() } == 0;
-        let executor = Lazy(OnceLock::new(), confined);
-        let bench = Bench {
-            store: &session.store,
-            stat: &session.stat,
-            executor: &executor,
-            reach: &reach,
-            // Root writes through read-only permissions, so without a sandbox each stage gets copies of its own.
-            link: if confined || !root { Link::Auto } else { Link::Copy },
-            secrets: &secrets,
-            grace: GRACE,
-        };
+        let executor = executor();
+        let bench = bench(session, &executor, &reach, &secrets);
         let signals = signals(sender.clone())?;
         std::thread::scope(|scope| {
             loop {
@@ -434,7 +438,7 @@ impl<'a> Run<'a> {
                 return None;
             }
         };
-        let devices = match self.devices(stage) {
+        let devices = match devices(&mut self.schedule, &self.gpus, stage) {
             Ok(Some(devices)) => devices,
             Ok(None) => {
                 drop(lease);
@@ -469,28 +473,8 @@ impl<'a> Run<'a> {
         self.controls.insert(stage, control.clone());
         self.emit(Event::Started { stage: of.name.clone(), key: keyed.key.to_string(), cause, resumed });
         let argv = self.keys.command(&of.kind);
-        Some(Attempt { stage: of, keyed: AttemptKey::from(&*keyed), argv, lease, devices, control })
-    }
-
-    /// Holds the devices that the schedule has room on and no other run holds; none where there are too few now.
-    fn devices(&mut self, stage: usize) -> std::io::Result<Option<Devices>> {
-        let share = self.schedule.share(stage);
-        let mut elsewhere = Vec::new();
-        while let Some(places) = self.schedule.place(stage, &elsewhere) {
-            if places.is_empty() {
-                return Ok(Some(Devices::default()));
-            }
-            let name = |place: &usize| self.gpus.get(*place).cloned().unwrap_or_else(|| place.to_string());
-            let names: Vec<String> = places.iter().map(name).collect();
-            let names: Vec<&str> = names.iter().map(String::as_str).collect();
-            if let Some(devices) = Devices::take(&names, share)? {
-                self.schedule.give(stage, places);
-                return Ok(Some(devices));
-            }
-            // One of several is the one that is held; without the first, all are tried in turn.
-            elsewhere.push(places[0]);
-        }
-        Ok(None)
+        let keyed = AttemptKey::from(&*keyed);
+        Some(Attempt { stage: of, keyed, argv, lease, devices, control, rehearse: false })
     }
 
     /// The lease of an action; none when another run holds it or has just made its result.
@@ -620,6 +604,18 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// What is worth telling beside a result: its class, and what was estimated.
+    fn facts(&mut self, stage: usize, seconds: f64) -> BTreeMap<String, String> {
+        let id = StageId(stage as u32);
+        let mut facts = BTreeMap::from([(estimate::CLASS.to_string(), self.classes.fact(id))]);
+        if let Some(estimated) = self.expected.get(&id) {
+            self.summary.estimated += estimated;
+            self.summary.spent += seconds;
+            facts.insert(estimate::ESTIMATED.into(), format!("{estimated:.3}"));
+        }
+        facts
+    }
+
     fn record(&mut self, stage: usize, made: &Made) -> Result<(), Error> {
         let session = self.session;
         let keyed =
@@ -668,7 +664,7 @@ impl<'a> Run<'a> {
             commit: self.commit.get_or_insert_with(|| commit(&session.root)).clone(),
             accepted: None,
             remote: None,
-            facts: BTreeMap::new(),
+            facts: self.facts(stage, made.seconds),
         };
         session.results.record(&session.store, &result).map_err(Error::environment)?;
         self.outputs[stage] = Some(Output { key: keyed.key, tree: made.tree });
@@ -711,13 +707,23 @@ impl<'a> Run<'a> {
         let tree = session.store.tree(&output.tree)?.ok_or_else(|| {
             Error::environment(format!("tree {}: not in the store any more\n  hint: run again", output.tree))
         })?;
-        let written = publish::publish(&session.store, &session.stat, &tree, &to, |files| RunFile {
-            version: 1,
-            stage: session.stage(id).name.clone(),
-            profile: session.pipeline.profile.clone(),
-            tree: output.tree.to_string(),
-            files,
-            stages: self.ran(id),
+        let written = publish::publish(&session.store, &session.stat, &tree, &to, |files| {
+            let stages = self.ran(id);
+            let mut cost = Spent::default();
+            for ran in &stages {
+                cost.spent += ran.seconds;
+                cost.estimated += ran.estimated.unwrap_or(0.0);
+                cost.spent_of_estimated += ran.estimated.map_or(0.0, |_| ran.seconds);
+            }
+            RunFile {
+                version: 1,
+                stage: session.stage(id).name.clone(),
+                profile: session.pipeline.profile.clone(),
+                tree: output.tree.to_string(),
+                files,
+                cost,
+                stages,
+            }
         })?;
         let page =
             if tree.files().any(|(path, ..)| path == "index.html") { to.join("index.html") } else { to };
@@ -741,6 +747,7 @@ impl<'a> Run<'a> {
                 key: output.key.to_string(),
                 started: result.started,
                 seconds: result.seconds,
+                estimated: result.facts.get(estimate::ESTIMATED).and_then(|text| text.parse().ok()),
                 host: result.host.clone(),
                 commit: result.commit.clone(),
                 itpipe: result.itpipe.clone(),
@@ -759,6 +766,7 @@ impl<'a> Run<'a> {
         let locked = self.write_lock();
         // Only time is lost where these cannot be written.
         let _ = self.session.stat.save();
+        self.session.store.remember_all();
         self.summary.seconds = start.elapsed().as_secs_f64();
         let summary = self.summary.clone();
         self.emit(Event::Ended { summary });
@@ -813,13 +821,63 @@ impl Executor for Lazy {
     }
 }
 
+pub(crate) fn executor() -> impl Executor {
+    Lazy(OnceLock::new(), sandbox::available())
+}
+
+/// What all attempts of a run work with.
+pub(crate) fn bench<'b>(
+    session: &'b Session,
+    executor: &'b dyn Executor,
+    reach: &'b Reach,
+    secrets: &'b [String],
+) -> Bench<'b> {
+    // SAFETY: a plain system call.
+    let root = unsafe { libc::geteuid() } == 0;
+    Bench {
+        store: &session.store,
+        stat: &session.stat,
+        executor,
+        reach,
+        // Root writes through read-only permissions, so without a sandbox each stage gets copies of its own.
+        link: if sandbox::available() || !root { Link::Auto } else { Link::Copy },
+        secrets,
+        grace: GRACE,
+    }
+}
+
+/// Holds the devices that the schedule has room on and no other run holds; none where there are too few now.
+pub(crate) fn devices(
+    schedule: &mut Schedule,
+    gpus: &[String],
+    stage: usize,
+) -> std::io::Result<Option<Devices>> {
+    let share = schedule.share(stage);
+    let mut elsewhere = Vec::new();
+    while let Some(places) = schedule.place(stage, &elsewhere) {
+        if places.is_empty() {
+            return Ok(Some(Devices::default()));
+        }
+        let name = |place: &usize| gpus.get(*place).cloned().unwrap_or_else(|| place.to_string());
+        let names: Vec<String> = places.iter().map(name).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        if let Some(devices) = Devices::take(&names, share)? {
+            schedule.give(stage, places);
+            return Ok(Some(devices));
+        }
+        // One of several is the one that is held; without the first, all are tried in turn.
+        elsewhere.push(places[0]);
+    }
+    Ok(None)
+}
+
 /// A path as the user would write it.
-fn shown(root: &std::path::Path, path: &std::path::Path) -> String {
+pub(crate) fn shown(root: &std::path::Path, path: &std::path::Path) -> String {
     let here = std::env::current_dir().unwrap_or_else(|_| root.to_path_buf());
     path.strip_prefix(&here).unwrap_or(path).display().to_string()
 }
 
-fn perform(stage: usize, attempt: Attempt<'_>, bench: &Bench<'_>, sender: &Sender<Message>) {
+pub(crate) fn perform(stage: usize, attempt: Attempt<'_>, bench: &Bench<'_>, sender: &Sender<Message>) {
     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         // A receiver that is gone has stopped listening: nothing is left to be told.
         attempt.perform(bench, &mut |said| _ = sender.send(Message::Said(stage, said)))
@@ -835,7 +893,7 @@ fn perform(stage: usize, attempt: Attempt<'_>, bench: &Bench<'_>, sender: &Sende
 }
 
 /// Sends a message for each signal that asks us to stop.
-fn signals(sender: Sender<Message>) -> Result<signal_hook::iterator::Handle, Error> {
+pub(crate) fn signals(sender: Sender<Message>) -> Result<signal_hook::iterator::Handle, Error> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|e| Error::environment(format!("signals: {e}")))?;

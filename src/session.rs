@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cas::{Store, StoreError};
 use crate::cli::Global;
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::graph::Graph;
 use crate::keys::argv;
@@ -61,6 +62,16 @@ pub fn find(global: &Global) -> Result<(PathBuf, PathBuf), Error> {
 
 /// Reads the pipeline for the profile and overrides of the command line.
 pub fn read(global: &Global, root: &Path, file: &Path) -> Result<(Pipeline, Graph), Error> {
+    read_with(global, root, file, None).map(|(pipeline, graph, _)| (pipeline, graph))
+}
+
+/// The same with the folder of the store, see [`parse::load_with`].
+fn read_with(
+    global: &Global,
+    root: &Path,
+    file: &Path,
+    cache: Option<&Path>,
+) -> Result<(Pipeline, Graph, Option<Digest>), Error> {
     let mut overrides = Vec::new();
     for text in global.set.iter().filter(|text| !text.trim().is_empty()) {
         let (name, value) = text.split_once('=').ok_or_else(|| {
@@ -68,9 +79,9 @@ pub fn read(global: &Global, root: &Path, file: &Path) -> Result<(Pipeline, Grap
         })?;
         overrides.push((name.trim().to_string(), value.to_string()));
     }
-    let pipeline = parse::load(root, file, global.profile.as_deref(), &overrides)?;
+    let (pipeline, key) = parse::load_with(root, file, global.profile.as_deref(), &overrides, cache)?;
     let graph = Graph::new(&pipeline)?;
-    Ok((pipeline, graph))
+    Ok((pipeline, graph, key))
 }
 
 impl Session {
@@ -89,13 +100,16 @@ impl Session {
         };
         let (known, pipeline) = std::thread::scope(|scope| {
             let known = scope.spawn(known);
-            let pipeline = read(global, &root, &file);
+            let pipeline = read_with(global, &root, &file, Some(&cache));
             let gone = |_| Err(Error::environment("a bug of itpipe: a reader of the store ended"));
             (known.join().unwrap_or_else(gone), pipeline)
         });
         // A wrong pipeline is said first, and before the store is made.
-        let (pipeline, graph) = pipeline?;
+        let (pipeline, graph, key) = pipeline?;
         let store = Store::open(&cache)?;
+        if let Some(key) = key {
+            parse::compiled::save(&cache, &key, &pipeline);
+        }
         let (stat, results, lock) = known?;
         Ok(Session { root, file, pipeline, graph, store, stat, results, lock })
     }

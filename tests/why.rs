@@ -64,6 +64,14 @@ fn says(what: &str, stage: &str, change: impl FnOnce(&Repo), expected: &[&str]) 
     }
     let line = out.lines().next().unwrap_or_default();
     assert!(line.contains(expected[0]), "{what}: '{}' is not first in:\n{out}", expected[0]);
+    // What follows from it.
+    let follows = match stage {
+        "data" => "  then looks at train, table, tool\n",
+        "train" => "  then looks at table, tool\n",
+        "table" => "  then looks at tool\n",
+        _ => "",
+    };
+    assert!(!line.contains(": would run: ") || out.ends_with(follows), "{what}: {out}");
     // The document says the same, and a run begins with that cause.
     let json = repo.itpipe(&["why", stage, "--json"]).good().stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();

@@ -17,6 +17,8 @@ fn kind() -> Kind {
         env: vec!["A".into()],
         fixed: false,
         rehearse: false,
+        alike: Vec::new(),
+        expect: None,
         timeout: None,
         retries: 0,
         location: Location { file: "pipeline.yaml".into(), line: 1, column: 1 },

@@ -118,6 +118,7 @@ pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Res
             }
         };
         let attempt = Attempt {
+            rehearse: false,
             stage,
             keyed: AttemptKey { key: beside, ..AttemptKey::from(&keyed) },
             argv: keys.command(&stage.kind),

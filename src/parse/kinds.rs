@@ -13,9 +13,10 @@ use crate::pipeline::{Command, Kind, Licence, Program, Repeatable};
 pub const POOLS: [&str; 4] = ["cpu", "gpu", "gpu-memory", "network"];
 
 /// The fields that say what is run; a stage has them only where it names no kind.
-pub const OWN_FIELDS: [&str; 7] = ["run", "shell", "identity", "code", "env", "fixed", "rehearse"];
+pub const OWN_FIELDS: [&str; 8] = ["run", "shell", "identity", "code", "env", "fixed", "rehearse", "alike"];
 /// The fields that a stage may override.
-pub const SHARED_FIELDS: [&str; 6] = ["repeatable", "pool", "threads", "resources", "timeout", "retries"];
+pub const SHARED_FIELDS: [&str; 7] =
+    ["repeatable", "pool", "threads", "resources", "timeout", "retries", "expect"];
 
 /// A day is long; a year says that something is mistyped.
 const MAX_TIMEOUT: i64 = 366 * 86_400;
@@ -172,6 +173,13 @@ pub fn kind(
     let fixed = field("fixed", sink).and_then(|node| fields::boolean(&node, &path.key("fixed"), sink));
     let rehearse =
         field("rehearse", sink).and_then(|node| fields::boolean(&node, &path.key("rehearse"), sink));
+    let alike = field("alike", sink).and_then(|node| {
+        let name = |text: &str| match fields::check_identifier(text, true) {
+            true => Ok(text.to_owned()),
+            false => Err(Problem::new(format!("'{}' cannot be the name of a param", Shown(text)))),
+        };
+        fields::texts(&node, &path.key("alike"), sink, name)
+    });
     let base = Kind {
         name: None,
         command: command.clone().unwrap_or(Command::Shell(String::new())),
@@ -184,6 +192,8 @@ pub fn kind(
         env: env.flatten().unwrap_or_default(),
         fixed: fixed.unwrap_or(false),
         rehearse: rehearse.unwrap_or(false),
+        alike: alike.unwrap_or_default(),
+        expect: None,
         timeout: None,
         retries: 0,
         location: sink.location(key.at),
@@ -212,6 +222,7 @@ pub fn overridden(
         match name {
             "threads" => kind.threads = whole(1, 4096).map_or(kind.threads, |n| n as u32),
             "retries" => kind.retries = whole(0, 100).map_or(kind.retries, |n| n as u32),
+            "expect" => kind.expect = whole(0, MAX_TIMEOUT).map(|n| n as u64),
             "timeout" => kind.timeout = whole(1, MAX_TIMEOUT).map(|n| n as u64),
             "pool" => {
                 if let Some(pool) = fields::text(&node, &path, sink) {

@@ -12,7 +12,7 @@ use crate::cas::{Link, Store};
 use crate::device::Devices;
 use crate::digest::Digest;
 use crate::executor::{Control, End, Executor, Job, Update};
-use crate::job::{self, Folder, JobError, Reach};
+use crate::job::{self, Folder, How, JobError, Reach};
 use crate::keys::Keyed;
 use crate::lease::Lease;
 use crate::pipeline::{Promise, Stage};
@@ -42,6 +42,8 @@ pub struct Attempt<'a> {
     /// The GPUs that it may use.
     pub devices: Devices,
     pub control: Arc<Control>,
+    /// Whether it is only rehearsed: its promises are not asked for.
+    pub rehearse: bool,
 }
 
 /// The part of a keyed stage that travels to another thread.
@@ -163,15 +165,14 @@ impl Attempt<'_> {
                 )));
             }
         }
-        folder.prepare(bench.store, self.stage, &self.keyed.inputs, bench.reach, bench.link).map_err(
-            |e| match e {
-                JobError::Changed(path) => Stop::because(changed(&[path], "before the stage could start")),
-                other => Stop::because(other.to_string()),
-            },
-        )?;
-        let env = job::environment(&folder, self.stage, &self.keyed.env, &self.keyed.inputs)
-            .map_err(Stop::because)?;
-        let mut env = env;
+        let how = How { reach: bench.reach, link: bench.link, rehearse: self.rehearse };
+        folder.prepare(bench.store, self.stage, &self.keyed.inputs, how).map_err(|e| match e {
+            JobError::Changed(path) => Stop::because(changed(&[path], "before the stage could start")),
+            other => Stop::because(other.to_string()),
+        })?;
+        let mut env =
+            job::environment(&folder, self.stage, &self.keyed.env, &self.keyed.inputs, self.rehearse)
+                .map_err(Stop::because)?;
         env.extend(self.devices.env());
         let job = Job {
             argv: self.argv.clone(),
@@ -231,7 +232,7 @@ impl Attempt<'_> {
             let why = format!("out/{RUN_FILE}: itpipe writes a file of this name beside what it publishes");
             return Err(fail(format!("{why}\n  hint: give the stage's own file another name"), false));
         }
-        let files = match self.stage.kind.fixed {
+        let files = match self.stage.kind.fixed && !self.rehearse {
             true => promised(&out, self.stage).map_err(|error| fail(error, false))?,
             false => Vec::new(),
         };

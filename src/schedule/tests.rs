@@ -189,3 +189,14 @@ fn shares_are_packed_so_that_whole_devices_stay_whole() {
     assert_eq!(s.place(1, &[0]), Some(vec![1]), "a device that another run holds is passed over");
     assert_eq!((s.next_start(), s.place(4, &[])), (Some(4), Some(vec![0, 1, 2])));
 }
+
+#[test]
+fn the_longest_way_starts_first() {
+    // 0 stands alone and is declared first; 1 -> 2 -> 3 takes three times as long.
+    let entries = [entry(&[]), entry(&[]), entry(&[1]), entry(&[2])];
+    let mut schedule = Schedule::new(&entries, &cpu(1));
+    while let Some(stage) = schedule.next_check() {
+        schedule.apply(stage, Step::Miss);
+    }
+    assert_eq!(schedule.next_start(), Some(1));
+}

@@ -165,6 +165,17 @@ pub struct Counts {
     pub test: Vec<u64>,
 }
 
+impl Counts {
+    /// Those of a split.
+    pub fn of(&mut self, split: Split) -> &mut Vec<u64> {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Validation => &mut self.validation,
+            Split::Test => &mut self.test,
+        }
+    }
+}
+
 /// `meta.json` beside the arrays.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -61,6 +61,8 @@ pub fn run(job: Job) -> Result<()> {
     let bytes: Vec<u8> = logits.iter().flat_map(|v| v.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![figures.n, classes], &bytes)?;
     write(&job.out().join("predictions.safetensors"), &safetensors::serialize([("logits", view)], None)?)?;
+    let rows = trained.indices.validation.len() + figures.n;
+    trained.tell(|real| real.validation + real.test, rows, |real| (4 * real.test * classes) as u64);
     let metrics = Metrics {
         params: &trained.params,
         temperatures: &trained.temperatures,

@@ -16,6 +16,8 @@ use sha2::{Digest, Sha256};
 use crate::hub::{self, Hub, Place, RepoType};
 use crate::job::{Fixed, Job, Promise, bad, progress};
 
+mod rehearsal;
+
 /// The place of a source.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,6 +48,13 @@ pub struct Params {
     git: BTreeMap<String, String>,
 }
 
+impl Params {
+    /// Where a file lies in a folder that is laid out as the Hub.
+    fn below(&self, root: &Path, file: &str) -> PathBuf {
+        root.join(self.repo_type.folder()).join(&self.repo).join(file)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Variant {
@@ -65,18 +74,15 @@ pub fn run(job: Job) -> Result<()> {
     let hub = hub::from_env()?;
     let offline = std::env::var("HF_HUB_OFFLINE")
         .is_ok_and(|v| ["1", "true", "yes", "on"].contains(&v.trim().to_lowercase().as_str()));
-    fetch(&params, job.fixed()?, offline, &*hub, job.scratch(), job.out())
+    let fixed = job.fixed()?;
+    if job.rehearse() {
+        return rehearsal::rehearse(&params, fixed, offline, &*hub, job.scratch(), job.out());
+    }
+    fetch(&params, fixed, offline, &*hub, job.scratch(), job.out())
 }
 
-/// [`run`] without the environment: `offline` and `hub` are what it would have found there.
-pub fn fetch(
-    params: &Params,
-    fixed: &Fixed,
-    offline: bool,
-    hub: &dyn Hub,
-    scratch: &Path,
-    out: &Path,
-) -> Result<()> {
+/// What serde cannot see of the params.
+fn check_params(params: &Params, fixed: &Fixed) -> Result<()> {
     if let Some(revision) = &params.revision
         && (revision.len() != 40 || !revision.bytes().all(|b| b.is_ascii_hexdigit()))
     {
@@ -99,6 +105,19 @@ pub fn fetch(
             return Err(bad(format!("params.{name}: `{file}` is none of the promised files")));
         }
     }
+    Ok(())
+}
+
+/// [`run`] without the environment: `offline` and `hub` are what it would have found there.
+pub fn fetch(
+    params: &Params,
+    fixed: &Fixed,
+    offline: bool,
+    hub: &dyn Hub,
+    scratch: &Path,
+    out: &Path,
+) -> Result<()> {
+    check_params(params, fixed)?;
     let total: u64 = fixed.files.values().filter_map(|promise| promise.size).sum();
     let done: Vec<AtomicU64> = fixed.files.keys().map(|_| AtomicU64::new(0)).collect();
     let queue = Mutex::new(fixed.files.iter().enumerate());
@@ -156,7 +175,7 @@ fn bring(
     part: &Path,
     seen: &dyn Fn(u64),
 ) -> Result<()> {
-    let below = |root: &Path| root.join(params.repo_type.folder()).join(&params.repo).join(file);
+    let below = |root: &Path| params.below(root, file);
     let check = |from: &str| check(part, promise, params.git.get(file).map(String::as_str), from);
     match params.variant {
         Variant::Bundled => {

@@ -53,6 +53,7 @@ pub fn run(job: Job) -> Result<()> {
     let trained = Trained::open(&job)?;
     let classifier: Vec<Vec<f64>> = doubles(trained.model.classifier().to_vec2()?);
     let means = class_means(&trained)?;
+    trained.tell(|real| real.train, trained.indices.train.len(), |_| 2000);
     let centred = centre(&means);
     if !classifier.iter().chain(&means).flatten().all(|v| v.is_finite()) {
         bail!("the network has weights or features that are not numbers: the training diverged");

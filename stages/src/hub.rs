@@ -64,6 +64,12 @@ pub trait Hub: Sync {
         seen: &dyn Fn(u64),
     ) -> Result<()>;
 
+    /// Whether the file is there to be brought: asks for it and reads no byte of it. Where it lies at a plain URL, `place`
+    /// is none and `file` the URL.
+    ///
+    /// Errors: as [`Hub::bring`].
+    fn reach(&self, place: Option<&Place>, file: &str) -> Result<()>;
+
     /// As [`Hub::bring`], a file that lies at a plain URL.
     fn bring_url(&self, url: &str, size: Option<u64>, part: &Path, seen: &dyn Fn(u64)) -> Result<()>;
 }
@@ -398,6 +404,23 @@ impl Hub for Resolve {
     ) -> Result<()> {
         let target = Target { url: self.url(place, file), on_hub: Some((place, file)) };
         self.persist(&target, size, part, seen)
+    }
+
+    fn reach(&self, place: Option<&Place>, file: &str) -> Result<()> {
+        let url = place.map_or_else(|| file.to_string(), |place| self.url(place, file));
+        let target = Target { url, on_hub: place.map(|place| (place, file)) };
+        let (response, _) = match self.get(&target.url, 0) {
+            Ok(found) => found,
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Again(what, _)) => return Err(anyhow!("{what}")),
+        };
+        if response.status().is_success() {
+            return Ok(());
+        }
+        match self.refused(&target, response) {
+            Failure::Final(error) => Err(error),
+            Failure::Again(what, _) => Err(anyhow!("{what}")),
+        }
     }
 
     fn bring_url(&self, url: &str, size: Option<u64>, part: &Path, seen: &dyn Fn(u64)) -> Result<()> {

@@ -23,6 +23,7 @@ pub mod nn;
 pub mod optim;
 pub mod plot;
 pub mod prepare;
+pub mod rehearsal;
 pub mod report;
 pub mod rng;
 pub mod runs;

@@ -1,12 +1,15 @@
 //! subsample: which examples an experiment uses, from a seed, written as row numbers. Knows labels and splits; knows no
 //! pixel and no model.
 
+use std::path::Path;
+
 use anyhow::Result;
 use serde::Deserialize;
 
 use crate::data::indices::{Indices, IndicesMeta};
 use crate::data::{Counts, Examples, Split};
 use crate::job::{Job, bad};
+use crate::rehearsal::{self, Sizes};
 use crate::rng::Stream;
 
 /// The params of subsample: how examples are chosen.
@@ -63,8 +66,40 @@ enum Majority {
 /// Errors: `BadInput` where a class has too few examples, or the ratio leaves none of a minority class.
 pub fn run(job: Job) -> Result<()> {
     let params: Params = job.params()?;
-    let examples = Examples::open(&job.input("data")?)?;
-    choose(&params, &examples)?.write(job.out())
+    let data = job.input("data")?;
+    let examples = Examples::open(&data)?;
+    match rehearsal::stands_for::<Counts>(&data)? {
+        Some(real) => rehearse(&params, &examples, &real, job.out()),
+        None => choose(&params, &examples)?.write(job.out()),
+    }
+}
+
+/// On a placeholder: the choice among the real numbers of examples, for its errors and its sizes, and all rows of the
+/// placeholder in place of the chosen ones.
+fn rehearse(params: &Params, examples: &Examples, real: &Counts, out: &Path) -> Result<()> {
+    let (groups, splits) = rehearsal::rows(real);
+    let meta = examples.meta();
+    let chosen = match params {
+        Params::Step(params) => {
+            let labels: Vec<u32> = groups.iter().map(|group| group / meta.n_attributes).collect();
+            step(params, &labels, &splits, &meta.classes)?
+        }
+        Params::Published(params) => published(params, &groups, &splits, examples.n_groups()),
+    };
+    let sizes =
+        Sizes { train: chosen.train.len(), validation: chosen.validation.len(), test: chosen.test.len() };
+    let of = |split: Split, n: usize| -> Vec<u32> {
+        let rows = 0..examples.n() as u32;
+        rows.filter(|&row| examples.splits()[row as usize] == split as u32).take(n).collect()
+    };
+    // Those of a set without a validation split are taken from the training rows.
+    let validation = match of(Split::Validation, sizes.validation) {
+        rows if rows.is_empty() => of(Split::Train, sizes.validation),
+        rows => rows,
+    };
+    let (train, test) = (of(Split::Train, usize::MAX), of(Split::Test, sizes.test));
+    rehearsal::mark(out, &sizes)?;
+    Indices { train, validation, test, meta: chosen.meta }.write(out)
 }
 
 fn choose(params: &Params, examples: &Examples) -> Result<Indices> {

@@ -24,10 +24,12 @@ use crate::scores::{Groups, Scores, Summary};
 mod clock;
 mod params;
 mod pretrained;
+mod rehearsal;
 mod state;
 
 use clock::Clock;
 pub use params::{DeviceName, Params, Precision, Select, Warmup, available};
+use rehearsal::Rehearsal;
 use state::{Best, State, copy, fingerprint};
 
 /// A line of `epochs.jsonl`.
@@ -59,11 +61,11 @@ type Measured = (Summary, Option<Summary>);
 ///
 /// Errors: `BadInput` for params that cannot be; a loss that is not finite; `Checkpointed` after SIGTERM.
 pub fn run(job: Job) -> Result<()> {
-    let params: Params = job.params()?;
+    let mut params: Params = job.params()?;
     params.check()?;
     memory::keep_freed();
     let examples = Examples::open(&job.input("data")?)?;
-    let indices = Indices::open(&job.input("indices")?, &examples)?;
+    let mut indices = Indices::open(&job.input("indices")?, &examples)?;
     let counts = count(&examples, &indices.train)?;
     let (mut method, mut warm) = params.methods(&counts)?;
     if params.select != Select::Last && indices.validation.is_empty() {
@@ -77,6 +79,8 @@ pub fn run(job: Job) -> Result<()> {
     if params.augment != Augment::None && matches!(inputs, Inputs::Texts) {
         return Err(bad("params.augment: texts have no augmentation\nhint: set augment: none"));
     }
+    let rehearsal =
+        job.rehearse().then(|| Rehearsal::shorten(&job, &mut params, &mut indices)).transpose()?;
     if params.batch > indices.train.len() {
         let n = indices.train.len();
         return Err(bad(format!(
@@ -88,7 +92,7 @@ pub fn run(job: Job) -> Result<()> {
         Stream::new(params.seed, &format!("init/{name}"), 0, 0)
     })
     .map_err(|e| bad(format!("params.{e:#}")))?;
-    let pretrained = match job.has_input("pretrained") {
+    let pretrained = match job.has_input("pretrained") && !rehearsal::lacks_weights(&job)? {
         true => Some(pretrained::load(&model, &params.model, &job.input("pretrained")?)?),
         false => None,
     };
@@ -232,6 +236,12 @@ pub fn run(job: Job) -> Result<()> {
             (measure(&method, &indices.train)?, validation)
         }
     };
+    if let Some(rehearsal) = rehearsal {
+        let mut saved = State::new(state.fingerprint.clone(), counts.group.len());
+        state.save(&path, &model, &optimizer, &method, &best_weights)?;
+        saved.resume(&path, &model, &mut optimizer, &mut method)?;
+        rehearsal.tell(&clock, &indices, &model);
+    }
     let out = job.out();
     fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     model.save_published(&out.join("weights.safetensors"))?;

@@ -2,6 +2,7 @@
 //! that it belongs to. Knows the files of train; knows no metric.
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use candle_core::Tensor;
@@ -14,6 +15,7 @@ use crate::data::{Counts, Examples};
 use crate::job::{Job, bad, read_json, whole};
 use crate::models::{self, Model, ModelParams};
 use crate::nn::cpu::Cpu;
+use crate::rehearsal::{self, Sizes};
 use crate::rng::Stream;
 
 /// What is read of `train.json`; the rest is train's own.
@@ -60,6 +62,8 @@ pub struct Trained {
     /// How its training ended.
     pub training: Value,
     inputs: Inputs,
+    /// In a rehearsal: the rows of a real run, and when it began.
+    real: Option<(Sizes, Instant)>,
 }
 
 impl Trained {
@@ -68,9 +72,38 @@ impl Trained {
     /// Errors: `BadInput` for files that are missing or not what they should be; weights of another model.
     pub fn open(job: &Job) -> Result<Self> {
         let examples = Examples::open(&job.input("data")?)?;
-        let indices = Indices::open(&job.input("indices")?, &examples)?;
+        let folder = job.input("indices")?;
+        let indices = Indices::open(&folder, &examples)?;
         let weights = job.input("weights")?;
-        Self::load(examples, indices, &weights, job.threads()).with_context(|| weights.display().to_string())
+        let mut trained = Self::load(examples, indices, &weights, job.threads())
+            .with_context(|| weights.display().to_string())?;
+        if job.rehearse() {
+            trained.rehearse(&folder)?;
+        }
+        Ok(trained)
+    }
+
+    /// From now on a batch of each split is all there is.
+    fn rehearse(&mut self, folder: &Path) -> Result<()> {
+        let (indices, most) = (&mut self.indices, self.inputs.at_once());
+        let real = rehearsal::stands_for::<Sizes>(folder)?.unwrap_or_else(|| Sizes {
+            train: indices.train.len(),
+            validation: indices.validation.len(),
+            test: indices.test.len(),
+        });
+        for rows in [&mut indices.train, &mut indices.validation, &mut indices.test] {
+            *rows = rehearsal::some(rows, most);
+        }
+        self.real = Some((real, Instant::now()));
+        Ok(())
+    }
+
+    /// In a rehearsal: tells the engine how long `all` rows take where `some` took the time since it was opened.
+    pub fn tell(&self, all: impl Fn(&Sizes) -> usize, some: usize, bytes: impl Fn(&Sizes) -> u64) {
+        if let Some((real, start)) = &self.real {
+            let seconds = start.elapsed().as_secs_f64() * all(real) as f64 / some.max(1) as f64;
+            rehearsal::tell(seconds, Some(bytes(real)), None);
+        }
     }
 
     fn load(examples: Examples, indices: Indices, weights: &Path, threads: usize) -> Result<Self> {
@@ -85,7 +118,7 @@ impl Trained {
         model.load_published(&weights.join("weights.safetensors")).map_err(|e| {
             bad(format!("{e:#}\nhint: weights, train.json and data must be of one training: train it again"))
         })?;
-        Ok(Self { examples, indices, model, params, temperatures, training, inputs })
+        Ok(Self { examples, indices, model, params, temperatures, training, inputs, real: None })
     }
 
     /// Calls `each` with batches of rows and the model's input for them, in order.

@@ -112,6 +112,9 @@ fn damage_that_keeps_size_and_mtime_is_found_and_never_served() {
 fn completeness_names_what_is_missing_or_damaged() {
     let place = Place::new();
     let (tree, blob) = stored(&place, "content");
+    // What is remembered of the tree must not hide what became of its blobs.
+    place.store.remember_all();
+    assert_eq!(place.again().completeness(&tree).unwrap(), Complete::Whole);
     forge(&place.store.blob_path(&blob));
     let path = "d/file".to_string();
     let found = place.again().completeness(&tree).unwrap();

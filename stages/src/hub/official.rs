@@ -97,6 +97,10 @@ impl Hub for Official {
         self.thin.bring(place, file, size, part, seen)
     }
 
+    fn reach(&self, place: Option<&Place>, file: &str) -> Result<()> {
+        self.thin.reach(place, file)
+    }
+
     fn bring_url(&self, url: &str, size: Option<u64>, part: &Path, seen: &dyn Fn(u64)) -> Result<()> {
         self.thin.bring_url(url, size, part, seen)
     }

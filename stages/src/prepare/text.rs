@@ -12,11 +12,93 @@ use super::{Params, tally};
 use crate::data::parquet::Table;
 use crate::data::{Counts, Meta, Split, TextSet};
 use crate::job::{Job, bad, progress, write, write_json};
+use crate::rehearsal;
 
 /// Tokens of a pair, as group DRO has them.
 const SEQUENCE: usize = 128;
 /// How many pairs are encoded between two progress lines.
 const CHUNK: usize = 4096;
+
+/// Words of the vocabulary of BERT (uncased).
+const BERT: usize = 30522;
+
+/// A few made up pairs, where the rehearsal of the source brought no files.
+fn placeholder(set: &TextSet, params: &Params, sequence: usize, vocabulary: usize, out: &Path) -> Result<()> {
+    let mut real = Counts::default();
+    for (split, published) in [Split::Train, Split::Validation, Split::Test].into_iter().zip(set.counts) {
+        *real.of(split) = params.expected(set.name, split, published)?.unwrap_or_else(|| published.to_vec());
+    }
+    let counts = rehearsal::few(&real);
+    let (groups, splits) = rehearsal::rows(&counts);
+    let arrays = Arrays {
+        sequence,
+        ids: (0..groups.len() * sequence).map(|i| (i * 7919 % vocabulary) as u32).collect(),
+        types: (0..groups.len() * sequence).map(|i| u8::from(i % sequence >= sequence / 2)).collect(),
+        lengths: vec![sequence as u32; groups.len()],
+        labels: groups.iter().map(|group| group / 2).collect(),
+        attributes: groups.iter().map(|group| group % 2).collect(),
+        splits,
+    };
+    arrays.write(out)?;
+    rehearsal::mark(out, &real)?;
+    write_json(&out.join("meta.json"), &meta(set, params, sequence, vocabulary, counts))
+}
+
+/// What `examples.safetensors` holds; `ids` and `types` pair after pair.
+struct Arrays {
+    sequence: usize,
+    ids: Vec<u32>,
+    types: Vec<u8>,
+    lengths: Vec<u32>,
+    labels: Vec<u32>,
+    attributes: Vec<u32>,
+    splits: Vec<u32>,
+}
+
+impl Arrays {
+    fn write(self, out: &Path) -> Result<()> {
+        let n = self.labels.len();
+        let bytes = |values: Vec<u32>| values.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
+        let ids = bytes(self.ids);
+        let columns = [
+            ("label", self.labels),
+            ("attribute", self.attributes),
+            ("split", self.splits),
+            ("length", self.lengths),
+        ]
+        .map(|(name, values)| (name, bytes(values)));
+        let mut views = vec![
+            ("input_ids", TensorView::new(Dtype::U32, vec![n, self.sequence], &ids)?),
+            ("token_type_ids", TensorView::new(Dtype::U8, vec![n, self.sequence], &self.types)?),
+        ];
+        for (name, bytes) in &columns {
+            views.push((*name, TensorView::new(Dtype::U32, vec![n], bytes)?));
+        }
+        write(&out.join("examples.safetensors"), &safetensors::serialize(views, None)?)
+    }
+}
+
+/// What stands in `meta.json`.
+fn meta(set: &TextSet, params: &Params, sequence: usize, vocabulary: usize, counts: Counts) -> Meta {
+    let words = |words: &[&str]| words.iter().map(|word| word.to_string()).collect();
+    Meta {
+        dataset: set.name.to_string(),
+        variant: params.variant.clone(),
+        exact: params.exact,
+        note: params.note.clone(),
+        height: 0,
+        width: 0,
+        channels: 0,
+        sequence: Some(sequence),
+        vocabulary: Some(vocabulary),
+        classes: words(set.classes),
+        attributes: words(&set.attributes),
+        n_attributes: 2,
+        counts,
+        mean: Vec::new(),
+        std: Vec::new(),
+    }
+}
 
 /// A row of the table of labels and splits.
 struct Row {
@@ -32,7 +114,14 @@ pub fn prepare(set: &TextSet, params: &Params, job: &Job) -> Result<()> {
     if !(8..=512).contains(&sequence) {
         return Err(bad(format!("params.sequence: {sequence} is not in 8..=512")));
     }
-    let encoder = Encoder::open(&job.input("tokenizer")?, sequence)?;
+    let tokenizer = job.input("tokenizer")?;
+    if job.rehearse() && (files.join(rehearsal::FILE).is_file() || tokenizer.join(rehearsal::FILE).is_file())
+    {
+        let there = !tokenizer.join(rehearsal::FILE).is_file();
+        let vocabulary = if there { Encoder::open(&tokenizer, sequence)?.vocabulary() } else { BERT };
+        return placeholder(set, params, sequence, vocabulary, job.out());
+    }
+    let encoder = Encoder::open(&tokenizer, sequence)?;
     let metadata = Metadata::open(&files.join(set.metadata))?;
     let pairs = Pairs::open(set, &files)?;
     metadata.compare(set, &pairs)?;
@@ -54,53 +143,29 @@ pub fn prepare(set: &TextSet, params: &Params, job: &Job) -> Result<()> {
     }
 
     let n = rows.len();
-    let (mut ids, mut types) = (Vec::with_capacity(4 * n * sequence), Vec::with_capacity(n * sequence));
+    let (mut ids, mut types) = (Vec::with_capacity(n * sequence), Vec::with_capacity(n * sequence));
     let mut lengths: Vec<u32> = Vec::with_capacity(n);
     for (chunk, pairs) in pairs.texts.chunks(CHUNK).enumerate() {
         let encoded: Vec<Encoded> =
             pairs.par_iter().map(|(first, second)| encoder.encode(first, second)).collect::<Result<_>>()?;
         for pair in encoded {
-            ids.extend(pair.ids.iter().flat_map(|id| id.to_le_bytes()));
+            ids.extend(pair.ids);
             types.extend(pair.types);
             lengths.push(pair.length);
         }
         progress((chunk * CHUNK + pairs.len()) as u64, n as u64, "pairs");
     }
-    let bytes = |values: Vec<u32>| values.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
-    let columns = [
-        ("label", rows.iter().map(|row| row.label).collect()),
-        ("attribute", rows.iter().map(|row| row.attribute).collect()),
-        ("split", rows.iter().map(|row| row.split).collect()),
-        ("length", lengths),
-    ]
-    .map(|(name, values): (&str, Vec<u32>)| (name, bytes(values)));
-    let mut views = vec![
-        ("input_ids", TensorView::new(Dtype::U32, vec![n, sequence], &ids)?),
-        ("token_type_ids", TensorView::new(Dtype::U8, vec![n, sequence], &types)?),
-    ];
-    for (name, bytes) in &columns {
-        views.push((*name, TensorView::new(Dtype::U32, vec![n], bytes)?));
-    }
-    write(&job.out().join("examples.safetensors"), &safetensors::serialize(views, None)?)?;
-    let words = |words: &[&str]| words.iter().map(|word| word.to_string()).collect();
-    let meta = Meta {
-        dataset: set.name.to_string(),
-        variant: params.variant.clone(),
-        exact: params.exact,
-        note: params.note.clone(),
-        height: 0,
-        width: 0,
-        channels: 0,
-        sequence: Some(sequence),
-        vocabulary: Some(encoder.vocabulary()),
-        classes: words(set.classes),
-        attributes: words(&set.attributes),
-        n_attributes: 2,
-        counts,
-        mean: Vec::new(),
-        std: Vec::new(),
+    let arrays = Arrays {
+        sequence,
+        ids,
+        types,
+        lengths,
+        labels: rows.iter().map(|row| row.label).collect(),
+        attributes: rows.iter().map(|row| row.attribute).collect(),
+        splits: rows.iter().map(|row| row.split).collect(),
     };
-    write_json(&job.out().join("meta.json"), &meta)
+    arrays.write(job.out())?;
+    write_json(&job.out().join("meta.json"), &meta(set, params, sequence, encoder.vocabulary(), counts))
 }
 
 /// All pairs of a set, in the order of its files.

@@ -16,6 +16,8 @@ pub struct Clock {
     steps: u64,
     done: u64,
     total: u64,
+    /// The end of the last step, and how long it took.
+    last: (Instant, Duration),
     /// The last measured worst-group accuracy, of the validation rows where there are any.
     pub worst: Option<f64>,
 }
@@ -32,6 +34,7 @@ impl Clock {
             steps: 0,
             done,
             total,
+            last: (started, Duration::ZERO),
             worst: None,
         }
     }
@@ -41,10 +44,17 @@ impl Clock {
         self.waited += time;
     }
 
+    /// How long the last step took, and what has passed since: the measurements after it.
+    pub fn last(&self) -> (Duration, Duration) {
+        (self.last.1, self.last.0.elapsed())
+    }
+
     /// Counts a step of so many images, and prints a line of progress from time to time.
     pub fn step(&mut self, images: usize, note: &str) {
         self.images += images;
         self.steps += 1;
+        let now = Instant::now();
+        self.last = (now, now - self.last.0);
         let last = self.done + self.steps == self.total;
         if !last && self.printed.is_some_and(|at| at.elapsed() < PROGRESS_EVERY) {
             return;
