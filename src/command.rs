@@ -57,6 +57,48 @@ fn print(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
+/// What the stages of a plan come to: how many of each name, and what their sources bring.
+#[derive(Default)]
+struct Work<'p> {
+    stages: std::collections::BTreeMap<&'p str, usize>,
+    sources: usize,
+    files: usize,
+    bytes: u64,
+    /// Files whose length is not promised.
+    unknown: usize,
+}
+
+impl<'p> Work<'p> {
+    fn add(&mut self, stage: &'p crate::pipeline::Stage) {
+        *self.stages.entry(&stage.base).or_default() += 1;
+        let Some(files) = &stage.files else { return };
+        self.sources += 1;
+        self.files += files.len();
+        self.bytes += files.values().filter_map(|promise| promise.size).sum::<u64>();
+        self.unknown += files.values().filter(|promise| promise.size.is_none()).count();
+    }
+
+    fn text(&self) -> String {
+        let mut out = String::new();
+        if !self.stages.is_empty() {
+            let each: Vec<String> = self.stages.iter().map(|(name, n)| format!("{n} {name}")).collect();
+            let _ = writeln!(out, "of these: {}", each.join(", "));
+        }
+        if self.sources > 0 {
+            let unknown = match self.unknown {
+                0 => String::new(),
+                n => format!(", and {n} files of unknown size"),
+            };
+            let _ = writeln!(
+                out,
+                "to fetch: {} files of {} sources, {} bytes{unknown}",
+                self.files, self.sources, self.bytes
+            );
+        }
+        out
+    }
+}
+
 fn plan_command(global: &Global, targets: &[String], json: bool) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let stages = session.graph.upstream(&session.select(targets)?);
@@ -76,10 +118,12 @@ fn plan_command(global: &Global, targets: &[String], json: bool) -> Result<u8, E
     }
     let (mut current, mut run, mut may, mut stuck) = (0, 0, 0, 0);
     let mut to_run = Vec::new();
+    let mut work = Work::default();
     for (id, fate) in plan(&session, &stages)? {
         let name = &session.stage(id).name;
         if matches!(fate, Fate::Run(_) | Fate::After(_)) {
             to_run.push(id);
+            work.add(session.stage(id));
         }
         match fate {
             Fate::UpToDate(output) => {
@@ -108,6 +152,7 @@ fn plan_command(global: &Global, targets: &[String], json: bool) -> Result<u8, E
     if !json {
         let _ = write!(out, "{run} to run, {may} that depend on them, {current} up to date");
         out.push_str(&if stuck > 0 { format!(", {stuck} that cannot run\n") } else { "\n".into() });
+        out.push_str(&work.text());
         if let Some(estimate) = estimate.filter(|of| of.unknown < of.stages || of.download > 0) {
             let _ = writeln!(out, "estimate: {}", progress::estimate_line(&estimate));
         }

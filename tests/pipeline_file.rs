@@ -50,21 +50,80 @@ fn every_cell_of_the_label_shift_half_has_its_trainings() {
     assert!(!trainings.iter().any(|name| name.contains("it-") && name.contains(",0,")), "gamma 0 is ERM");
 }
 
-/// Appendix E.1, number by number.
+/// Appendix E.1, number by number, in every training of the label shift.
 #[test]
 fn the_paper_profile_has_the_papers_settings() {
     let paper = load("paper");
-    let stage = paper.stages.iter().find(|s| s.name == "train[cifar10,100,it-classifier,0.5,0]").unwrap();
-    let params = serde_json::to_value(&stage.params).unwrap();
-    assert_eq!(params["model"]["depth"], 32);
-    assert_eq!(params["epochs"], 400);
-    assert_eq!(params["batch"], 128);
-    assert_eq!(params["optimizer"]["momentum"], 0.9);
-    assert_eq!(params["optimizer"]["weight_decay"], 2e-4);
-    assert_eq!(params["schedule"]["rate"], 0.1);
-    assert_eq!(params["schedule"]["milestones"], serde_json::json!([150, 250]));
-    assert_eq!(params["schedule"]["rates"], serde_json::json!([1e-3, 1e-5]));
-    assert_eq!(params["warmup"], serde_json::json!({"gamma": 0.2, "epochs": 100}));
+    for name in names(&paper, "train") {
+        let params = params(&paper, &name);
+        let axes: Vec<&str> = name["train[".len()..name.len() - 1].split(',').collect();
+        let [data, ratio, method, gamma, seed] = axes[..] else { panic!("{name}") };
+        assert_eq!(params["model"]["family"], "resnet-cifar", "{name}");
+        assert_eq!((&params["model"]["depth"], &params["model"]["shortcut"]), (&32.into(), &"A".into()));
+        assert_eq!((&params["epochs"], &params["batch"]), (&400.into(), &128.into()), "{name}");
+        let sgd =
+            serde_json::json!({"name": "sgd", "momentum": 0.9, "weight_decay": 2e-4, "nesterov": false});
+        assert_eq!(params["optimizer"], sgd, "{name}");
+        let steps =
+            serde_json::json!({"name": "step", "rate": 0.1, "milestones": [150, 250], "rates": [1e-3, 1e-5]});
+        assert_eq!(params["schedule"], steps, "{name}");
+        // Where gamma is above 0.2: 100 epochs at 0.2, then 300 at gamma.
+        assert_eq!(params["warmup"], serde_json::json!({"gamma": 0.2, "epochs": 100}), "{name}");
+        assert_eq!(params["method"], method, "{name}");
+        assert_eq!(params["gamma"].as_f64(), gamma.parse().ok(), "{name}");
+        assert_eq!(params["seed"].as_u64(), seed.parse().ok(), "{name}");
+        assert!(params["temperatures"].is_null() && params["extras"].is_null(), "{name}");
+        // First five classes majority with all of their images, last five a `ratio`-th of them; the whole test set.
+        let step = &paper.stages.iter().find(|s| s.name == format!("step[{data},{ratio}]")).unwrap().params;
+        let step = serde_json::to_value(step).unwrap();
+        assert_eq!((&step["scheme"], &step["majority"]), (&"step".into(), &"first-half".into()));
+        assert_eq!(step["ratio"].as_f64(), ratio.parse().ok(), "{name}");
+        assert!(step["per_class"].is_null() && step["test_per_class"].is_null(), "{name}");
+    }
+}
+
+/// Tables 1 and 2 see each of their printed cells of the label shift, at the rule of theorem 2 (gamma 1/2) and at every
+/// gamma that the best one is chosen of; the report sees every table and figure.
+#[test]
+fn the_tables_and_the_report_see_their_cells() {
+    let paper = load("paper");
+    let gammas = ["0.1", "0.2", "0.3", "0.4", "0.5", "0.6", "0.7", "0.8", "0.9", "1"];
+    let table1 = inputs(&paper, "table1[cifar10]", "metrics");
+    let table2 = inputs(&paper, "table2", "metrics");
+    for ratio in [10, 100] {
+        for seed in 0..3 {
+            let cell = |data: &str, method: &str, gamma: &str| {
+                format!("evaluate[{data},{ratio},{method},{gamma},{seed}]")
+            };
+            assert!(table1.contains(&cell("cifar10", "erm", "0")));
+            for gamma in gammas {
+                for method in ["it-features", "it-classifier"] {
+                    assert!(table1.contains(&cell("cifar10", method, gamma)), "{method} {gamma}");
+                }
+            }
+            for data in ["fashion-mnist", "cifar10"] {
+                assert!(table2.contains(&cell(data, "erm", "0")) && table2.contains(&cell(data, "iw", "0")));
+                assert!(gammas.iter().all(|gamma| table2.contains(&cell(data, "it-classifier", gamma))));
+            }
+        }
+    }
+    let shown: BTreeSet<String> =
+        inputs(&paper, "report", "tables").union(&inputs(&paper, "report", "figures")).cloned().collect();
+    let printed = [
+        "table1[cifar10]",
+        "table2",
+        "table2-groups",
+        "figure2[cifar10]",
+        "figure2[fashion-mnist]",
+        "figure3",
+        "figure4b",
+        "figure5",
+    ];
+    assert!(printed.iter().all(|name| shown.contains(*name)), "{shown:?}");
+    let theory = inputs(&paper, "theory", "figures");
+    for part in ["figure1", "figure4a", "figure6", "theorem1", "theorem2", "theorem3", "theorem45"] {
+        assert!(theory.contains(&format!("theory-figure[{part}]")), "{part}");
+    }
 }
 
 #[test]
@@ -161,12 +220,21 @@ fn every_cell_of_the_group_half_has_its_stages_and_settings() {
     }
     // 8 + 8 + 7 + 4 + 4 cells, three seeds each, and nothing else in the table.
     assert_eq!((cells, shown.len()), (31 * 3, 31 * 3));
+    // Group DRO as in its paper: a step of 0.01, no adjustment.
+    let dro = params(&paper, "train-group[celeba,resnet50,strong,group-dro,0]");
+    assert_eq!(dro["extras"], serde_json::json!({"step": 0.01, "adjustment": 0.0}));
     // The networks of E.2, from published weights.
     let sizes = |model: &str| {
         params(&paper, &format!("train-group[multinli,{model},standard,erm,0]"))["model"]["sizes"].clone()
     };
-    assert_eq!((&sizes("bert-base")["hidden"], &sizes("bert-base")["layers"]), (&768.into(), &12.into()));
-    assert_eq!((&sizes("bert-large")["hidden"], &sizes("bert-large")["layers"]), (&1024.into(), &24.into()));
+    assert_eq!(
+        sizes("bert-base"),
+        serde_json::json!({"hidden": 768, "layers": 12, "heads": 12, "intermediate": 3072})
+    );
+    assert_eq!(
+        sizes("bert-large"),
+        serde_json::json!({"hidden": 1024, "layers": 24, "heads": 16, "intermediate": 4096})
+    );
     for network in ["resnet50", "wide-resnet50"] {
         let params = params(&paper, &format!("train-group[celeba,{network},strong,it-group,0]"));
         assert_eq!(params["model"], serde_json::json!({"family": network, "width": 64}));
@@ -276,6 +344,38 @@ fn licences_are_declared() {
     assert_eq!(restricted("group-images[celeba]").into_iter().collect::<Vec<_>>(), ["celeba"]);
     assert_eq!(restricted("report").into_iter().collect::<Vec<_>>(), ["celeba", "waterbirds"]);
     assert!(restricted("group-texts[multinli]").is_empty());
+    // No sheet of pictures is made of what may not be shown.
+    let sheets = names(&paper, "sheet");
+    assert!(!sheets.is_empty() && sheets.iter().all(|name| restricted(name).is_empty()), "{sheets:?}");
+}
+
+/// Beyond the paper: just train twice with its study's settings, last-layer retraining, deferred re-weighting.
+#[test]
+fn procedures_of_two_trainings_are_stages() {
+    let paper = load("paper");
+    for (data, first, times, twice, rate, decay) in
+        [("celeba", 1, 50, 50, 1e-5, 0.1), ("waterbirds", 60, 100, 300, 1e-5, 1.0)]
+    {
+        let [one, two, errors, last] = ["train-first", "train-twice", "errors", "train-last"]
+            .map(|base| params(&paper, &format!("{base}[{data},0]")));
+        assert_eq!((&one["epochs"], &two["epochs"]), (&first.into(), &twice.into()), "{data}");
+        assert_eq!(errors["times"], times, "{data}");
+        for training in [one, two] {
+            assert_eq!(training["method"], "erm");
+            assert_eq!(training["schedule"], serde_json::json!({"name": "constant", "rate": rate}));
+            assert_eq!(training["optimizer"]["weight_decay"], decay, "{data}");
+        }
+        assert_eq!(
+            inputs(&paper, &format!("train-twice[{data},0]"), "indices").first().unwrap(),
+            &format!("errors[{data},0]")
+        );
+        assert_eq!(last["part"], "last-layer");
+        let body = inputs(&paper, &format!("train-last[{data},0]"), "pretrained");
+        assert_eq!(body.first().unwrap(), &format!("train-group[{data},resnet50,standard,erm,0]"));
+    }
+    let ldam = params(&paper, "train-deferred[cifar10,100,0]");
+    assert_eq!((&ldam["method"], &ldam["epochs"]), (&"ldam".into(), &200.into()));
+    assert_eq!(ldam["deferred"], serde_json::json!({"epochs": 160}));
 }
 
 /// The names of the stages that an input shows.

@@ -64,6 +64,10 @@ fn sources_are_listed_with_their_licences() {
                     free    no    no      1      unknown  open\n\
                     bound   no    no      1      unknown  closed\n";
     assert_eq!(out.stdout, expected);
+    let out = here(&repo, &["plan"]).good();
+    let expected = "of these: 1 bound, 1 free, 1 of-both, 1 of-free\n\
+                    to fetch: 2 files of 2 sources, 0 bytes, and 2 files of unknown size\n";
+    assert!(out.stdout.ends_with(expected), "{}", out.stdout);
     here(&repo, &["data", "fetch", "of-free"]).bad(2, "of-free: is no source\n  hint: itpipe data ls");
     assert_eq!(here(&repo, &["data", "fetch", "--accept-licence", "closed"]).good().ran(), ["bound", "free"]);
     let out = here(&repo, &["data", "ls"]).good();

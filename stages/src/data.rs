@@ -52,6 +52,8 @@ pub struct Set {
     pub mean: &'static [f64],
     /// Its standard deviation.
     pub std: &'static [f64],
+    /// Whether pictures of it may be shown.
+    pub shown: bool,
     /// Where a row of the Hub's training file stands in the published order, where the two differ: (row, rows) -> row.
     pub published_row: Option<fn(usize, usize) -> usize>,
 }

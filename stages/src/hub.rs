@@ -267,13 +267,7 @@ impl Resolve {
         seen: &dyn Fn(u64),
         url: &str,
     ) -> Result<(), Failure> {
-        let disk = |e: io::Error| {
-            let what = match (e.kind(), total) {
-                (io::ErrorKind::StorageFull, Some(total)) => format!("no space for a file of {total} bytes"),
-                _ => e.to_string(),
-            };
-            Failure::Final(anyhow!("{}: {what}", part.display()))
-        };
+        let disk = |e: io::Error| Failure::Final(anyhow!("{}: {}", part.display(), disk_error(&e, total)));
         let mut file = open_at(part, start).map_err(disk)?;
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 16];
@@ -428,6 +422,15 @@ impl Hub for Resolve {
     }
 }
 
+/// What a disk says to a file of `total` bytes.
+fn disk_error(error: &io::Error, total: Option<u64>) -> String {
+    if error.kind() != io::ErrorKind::StorageFull {
+        return error.to_string();
+    }
+    let size = total.map(|total| format!(" for a file of {total} bytes")).unwrap_or_default();
+    format!("no space{size}\nhint: make room and run it again: what came is kept")
+}
+
 fn transport(error: &ureq::Error, url: &str) -> Failure {
     match error {
         ureq::Error::BadUri(what) => Failure::Final(bad(format!("{url}: {what}"))),
@@ -514,6 +517,16 @@ fn escape(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_has_a_cure() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let cure = "\nhint: make room and run it again: what came is kept";
+        assert_eq!(disk_error(&full, Some(5)), format!("no space for a file of 5 bytes{cure}"));
+        assert_eq!(disk_error(&full, None), format!("no space{cure}"));
+        let other = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(disk_error(&other, Some(5)), "permission denied");
+    }
 
     #[test]
     fn urls() {

@@ -29,6 +29,7 @@ pub mod rng;
 pub mod runs;
 pub mod schedule;
 pub mod scores;
+pub mod sheet;
 pub mod stats;
 pub mod subsample;
 /// The paper's theory, computed: one stage a file, and what they share.
@@ -58,3 +59,4 @@ pub mod table;
 pub mod theory;
 pub mod train;
 pub mod trained;
+pub mod upweight;

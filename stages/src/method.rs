@@ -218,6 +218,34 @@ impl Method {
         Ok(Method { shape, reduction, sampler })
     }
 
+    /// The method with its classes weighed, as the late part of a deferred re-weighting has it (Cao et al. 2019):
+    /// `(1 - beta) / (1 - beta^n_k)`, the inverse of the effective number of examples (Cui et al. 2019), here scaled to a
+    /// mean of 1 over the training set; beta 1 is the limit 1 / n_k. As everywhere the sum is divided by the number of
+    /// examples (that study's code divides by the batch's sum of weights).
+    ///
+    /// Errors: a class without examples, a method that weighs groups itself, a beta outside [0, 1].
+    pub fn reweighted(&self, beta: f64, counts: &Counts) -> Result<Method> {
+        ensure!((0.0..=1.0).contains(&beta), "deferred.beta: {beta}: must be in [0, 1]");
+        ensure!(
+            matches!((&self.reduction, &self.sampler), (Reduction::Mean, Sampler::Shuffled)),
+            "deferred: this method's loss is no plain mean over shuffled examples\n\
+             hint: take erm, ldam, logit-adjustment, vs or a tempered method"
+        );
+        let mut weights = Vec::with_capacity(counts.class.len());
+        for (k, &n) in counts.class.iter().enumerate() {
+            ensure!(n > 0, "class {k}: has no training example, so its weight has no value");
+            let effective =
+                if beta == 1.0 { n as f64 } else { (1.0 - libm::pow(beta, n as f64)) / (1.0 - beta) };
+            weights.push(1.0 / effective);
+        }
+        let all: usize = counts.class.iter().sum();
+        let sum: f64 = weights.iter().zip(&counts.class).map(|(w, &n)| w * n as f64).sum();
+        let attributes = (counts.group.len() / counts.class.len()).max(1);
+        let of_group = |g: usize| weights[g / attributes] * all as f64 / sum;
+        let reduction = Reduction::Weighted((0..counts.group.len()).map(of_group).collect());
+        Ok(Method { reduction, ..self.clone() })
+    }
+
     /// The logits as the loss sees them, `[N, K]`: what "tempered training error" is about.
     pub fn shaped(&self, logits: &Tensor, labels: &[u32], groups: &[u32]) -> Result<Tensor> {
         let of = |t: &[f64], keys: &[u32]| -> Vec<f64> { keys.iter().map(|&k| t[k as usize]).collect() };

@@ -292,6 +292,11 @@ impl Model {
         &self.parameters
     }
 
+    /// The head's weight and bias among [`Model::parameters`], where they are the last two.
+    pub fn head_parameters(&self) -> &[(String, Var)] {
+        &self.parameters[self.parameters.len() - 2..]
+    }
+
     /// What is saved but not trained: the running statistics of batch norm.
     pub fn buffers(&self) -> &[(String, Var)] {
         &self.buffers

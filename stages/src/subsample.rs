@@ -20,6 +20,8 @@ enum Params {
     Step(Step),
     /// The published splits as they are.
     Published(Published),
+    /// A part of the validation split, the same of each group, to retrain a last layer on.
+    HeldOut(HeldOut),
 }
 
 /// The params of step imbalance.
@@ -54,6 +56,16 @@ struct Published {
     seed: u64,
 }
 
+/// The params of a training on held-out rows.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HeldOut {
+    /// How much of the rarest group's validation rows is trained on, above 0 and below 1; the other rows validate.
+    share: f64,
+    /// Of the choice.
+    seed: u64,
+}
+
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Majority {
@@ -85,6 +97,7 @@ fn rehearse(params: &Params, examples: &Examples, real: &Counts, out: &Path) -> 
             step(params, &labels, &splits, &meta.classes)?
         }
         Params::Published(params) => published(params, &groups, &splits, examples.n_groups()),
+        Params::HeldOut(params) => held_out(params, &groups, &splits, examples.n_groups())?,
     };
     let sizes =
         Sizes { train: chosen.train.len(), validation: chosen.validation.len(), test: chosen.test.len() };
@@ -108,6 +121,10 @@ fn choose(params: &Params, examples: &Examples) -> Result<Indices> {
         Params::Published(params) => {
             let groups: Vec<u32> = (0..examples.n()).map(|i| examples.group(i)).collect();
             Ok(published(params, &groups, examples.splits(), examples.n_groups()))
+        }
+        Params::HeldOut(params) => {
+            let groups: Vec<u32> = (0..examples.n()).map(|row| examples.group(row)).collect();
+            held_out(params, &groups, examples.splits(), examples.n_groups())
         }
     }
 }
@@ -152,6 +169,36 @@ fn published(params: &Published, groups: &[u32], splits: &[u32], n_groups: usize
         minority: Vec::new(),
     };
     Indices { train, validation, test, meta }
+}
+
+/// Of each group's validation rows the same number is trained on, the rest validates; the test rows stay. The counts of
+/// the training rows stay the published ones, by whose shares accuracies are weighted.
+fn held_out(params: &HeldOut, groups: &[u32], splits: &[u32], n_groups: usize) -> Result<Indices> {
+    if params.share.is_nan() || params.share <= 0.0 || params.share >= 1.0 {
+        return Err(bad(format!("params.share: {} is not between 0 and 1", params.share)));
+    }
+    let mut indices = published(&Published { per_group: None, seed: params.seed }, groups, splits, n_groups);
+    let mut members = vec![Vec::new(); n_groups];
+    indices.validation.iter().for_each(|&row| members[groups[row as usize] as usize].push(row));
+    let least = members.iter().map(Vec::len).min().unwrap_or(0);
+    let each = (least as f64 * params.share).floor() as usize;
+    if each == 0 {
+        return Err(bad(format!(
+            "params.share: {} of the rarest group's {least} validation rows leaves none to train on\n\
+             hint: raise it, or take a set with a validation split",
+            params.share
+        )));
+    }
+    (indices.train, indices.validation) = (Vec::new(), Vec::new());
+    for (group, rows) in members.iter_mut().enumerate() {
+        Stream::new(params.seed, "subsample/held-out", 0, group as u64).shuffle(rows);
+        indices.train.extend(&rows[..each]);
+        indices.validation.extend(&rows[each..]);
+        indices.meta.counts.validation[group] = (rows.len() - each) as u64;
+    }
+    indices.train.sort_unstable();
+    indices.validation.sort_unstable();
+    Ok(indices)
 }
 
 /// Of each class the training rows are put in a random order of their own; the first `validation_per_class` are held
@@ -335,5 +382,27 @@ mod tests {
         assert!(one.train.iter().all(|row| two.train.contains(row)));
         let wrong = serde_json::from_str::<Params>(r#"{"scheme":"published","ratio":10}"#).unwrap_err();
         assert!(wrong.to_string().contains("unknown field `ratio`"), "{wrong}");
+    }
+
+    #[test]
+    fn the_same_of_each_group_is_held_out() {
+        // Validation rows: 4 of group 0 (rows 2 to 5), 3 of group 1 (rows 6 to 8).
+        let groups = [0, 1, 0, 0, 0, 0, 1, 1, 1, 0];
+        let splits = [0, 0, 1, 1, 1, 1, 1, 1, 1, 2];
+        let chosen = |share: f64| held_out(&HeldOut { share, seed: 0 }, &groups, &splits, 2);
+        let indices = chosen(0.7).unwrap();
+        let of = |rows: &[u32], g: u32| rows.iter().filter(|&&row| groups[row as usize] == g).count();
+        assert_eq!((of(&indices.train, 0), of(&indices.train, 1)), (2, 2));
+        assert_eq!((of(&indices.validation, 0), of(&indices.validation, 1)), (2, 1));
+        let all: BTreeSet<u32> = indices.train.iter().chain(&indices.validation).copied().collect();
+        assert_eq!(all, (2..9).collect());
+        assert_eq!(indices.test, [9]);
+        assert_eq!(
+            indices.meta.counts,
+            Counts { train: vec![1, 1], validation: vec![2, 1], test: vec![1, 0] }
+        );
+        let error = chosen(0.3).unwrap_err().to_string();
+        assert!(error.starts_with("params.share: 0.3 of the rarest group's 3 validation rows"), "{error}");
+        assert_eq!(chosen(1.0).unwrap_err().to_string(), "params.share: 1 is not between 0 and 1");
     }
 }

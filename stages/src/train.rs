@@ -28,7 +28,7 @@ mod rehearsal;
 mod state;
 
 use clock::Clock;
-pub use params::{DeviceName, Params, Precision, Select, Warmup, available};
+pub use params::{Deferred, DeviceName, Params, Part, Precision, Select, Warmup, available};
 use rehearsal::Rehearsal;
 use state::{Best, State, copy, fingerprint};
 
@@ -56,8 +56,8 @@ struct Epoch<'a> {
 /// The training and the validation rows' figures.
 type Measured = (Summary, Option<Summary>);
 
-/// Reads inputs `data`, `indices` and, where the body starts from published weights, `pretrained` (a folder with
-/// `model.safetensors`); writes `weights.safetensors`, `train.json`, `epochs.jsonl`.
+/// Reads inputs `data`, `indices` and, where the body starts from other weights, `pretrained` (a folder with
+/// `model.safetensors` as published, or the output of a training); writes `weights.safetensors`, `train.json`, `epochs.jsonl`.
 ///
 /// Errors: `BadInput` for params that cannot be; a loss that is not finite; `Checkpointed` after SIGTERM.
 pub fn run(job: Job) -> Result<()> {
@@ -67,7 +67,7 @@ pub fn run(job: Job) -> Result<()> {
     let examples = Examples::open(&job.input("data")?)?;
     let mut indices = Indices::open(&job.input("indices")?, &examples)?;
     let counts = count(&examples, &indices.train)?;
-    let (mut method, mut warm) = params.methods(&counts)?;
+    let mut methods = params.methods(&counts)?;
     if params.select != Select::Last && indices.validation.is_empty() {
         return Err(bad(
             "params.select: there are no validation rows to choose by\nhint: raise subsample's \
@@ -96,15 +96,23 @@ pub fn run(job: Job) -> Result<()> {
         true => Some(pretrained::load(&model, &params.model, &job.input("pretrained")?)?),
         false => None,
     };
+    let trained = match params.part {
+        Part::All => model.parameters(),
+        Part::LastLayer if pretrained.is_some() => model.head_parameters(),
+        Part::LastLayer => {
+            return Err(bad("params.part: last-layer: there is nothing below it to keep\n\
+                 hint: give the input `pretrained`: published weights, or the output of a training"));
+        }
+    };
     let mut optimizer =
-        Optimizer::new(&params.optimizer, model.parameters()).map_err(|e| bad(format!("params.{e:#}")))?;
+        Optimizer::new(&params.optimizer, trained).map_err(|e| bad(format!("params.{e:#}")))?;
 
     let groups = Groups {
         classes: meta.classes.len(),
         n_attributes: meta.n_attributes as usize,
         train: counts.group.clone(),
     };
-    let sampler = method.sampler.clone();
+    let sampler = methods.main.sampler.clone();
     let source = Source {
         examples: &examples,
         rows: &indices.train,
@@ -126,15 +134,15 @@ pub fn run(job: Job) -> Result<()> {
 
     let path = checkpoint::path(job.scratch());
     let mut state = State::new(fingerprint(&params, &examples, &indices, pretrained)?, counts.group.len());
-    let mut best_weights = state.resume(&path, &model, &mut optimizer, &mut method)?;
+    let mut best_weights = state.resume(&path, &model, &mut optimizer, &mut methods.main)?;
 
     let mut clock = Clock::new(state.epoch * per_epoch + state.step, total);
     let mut measured: Option<Measured> = None;
     std::thread::scope(|scope| -> Result<()> {
         let batches = source.ahead(scope, state.epoch, state.step, params.epochs);
         while state.epoch < params.epochs && !out_of_patience(&params, &state) {
-            let warming = warm.is_some() && params.warmup.is_some_and(|w| state.epoch < w.epochs);
-            let now = if warming { warm.as_mut().unwrap_or(&mut method) } else { &mut method };
+            let warming = params.warming(state.epoch);
+            let now = methods.of(&params, state.epoch);
             while state.step < per_epoch {
                 let waiting = Instant::now();
                 let batch = batches.recv().context("the batches ended early")??;
@@ -220,6 +228,7 @@ pub fn run(job: Job) -> Result<()> {
         Ok(())
     })?;
 
+    let method = methods.of(&params, state.epoch.saturating_sub(1));
     let mut selected = state.epoch;
     if let Some(best) = state.best {
         selected = best.epoch;
@@ -232,14 +241,14 @@ pub fn run(job: Job) -> Result<()> {
         Some(measured) => measured,
         None => {
             let validation = indices.validation.as_slice();
-            let validation = if validation.is_empty() { None } else { Some(measure(&method, validation)?) };
-            (measure(&method, &indices.train)?, validation)
+            let validation = if validation.is_empty() { None } else { Some(measure(method, validation)?) };
+            (measure(method, &indices.train)?, validation)
         }
     };
     if let Some(rehearsal) = rehearsal {
         let mut saved = State::new(state.fingerprint.clone(), counts.group.len());
-        state.save(&path, &model, &optimizer, &method, &best_weights)?;
-        saved.resume(&path, &model, &mut optimizer, &mut method)?;
+        state.save(&path, &model, &optimizer, method, &best_weights)?;
+        saved.resume(&path, &model, &mut optimizer, method)?;
         rehearsal.tell(&clock, &indices, &model);
     }
     let out = job.out();
@@ -288,7 +297,11 @@ fn gradients(
         // Each part draws dropout masks of its own.
         model.set_step(params.seed, step * parts + i as u64);
         let (labels, groups) = (&batch.labels[from..from + size], &batch.groups[from..from + size]);
-        let logits = model.forward(&batch.inputs.narrow(0, from, size)?, true)?;
+        let inputs = batch.inputs.narrow(0, from, size)?;
+        let logits = match params.part {
+            Part::All => model.forward(&inputs, true)?,
+            Part::LastLayer => model.logits(&model.features(&inputs, false)?.detach())?,
+        };
         count_predictions(running, method, &logits.detach(), labels, groups)?;
         let share = size as f64 / n as f64;
         let loss = method.loss(&logits, labels, groups)?;

@@ -112,6 +112,59 @@ fn adamw(method: &str, temperatures: Value) -> Value {
            "schedule": {"name": "linear", "rate": 2e-5}})
 }
 
+/// Fashion-MNIST and CIFAR-10 from generated images, with every network that reads images of their size.
+#[test]
+fn the_balanced_sets_with_the_small_networks() {
+    let folder = tempdir().unwrap();
+    let rows = |colour_images: bool, n: u8| -> Vec<Row> {
+        let image = |i: u8| if colour_images { png(colour(i)) } else { png(grey(u32::from(i))) };
+        (0..n).map(|i| (Some(image(i)), i64::from(i % 10))).collect()
+    };
+    for (dataset, repo, column, files) in [
+        (
+            "fashion-mnist",
+            "zalando-datasets/fashion_mnist",
+            "image",
+            ["fashion_mnist/train-00000-of-00001.parquet", "fashion_mnist/test-00000-of-00001.parquet"],
+        ),
+        (
+            "cifar10",
+            "uoft-cs/cifar10",
+            "img",
+            ["plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet"],
+        ),
+    ] {
+        for (file, n) in files.iter().zip([80, 20]) {
+            let path = folder.path().join("datasets").join(repo).join(file);
+            write_parquet(&path, column, &rows(dataset == "cifar10", n), 16);
+        }
+        for model in [
+            json!({"family": "resnet-cifar", "depth": 8, "head": "zero"}),
+            json!({"family": "resnet-cifar", "depth": 8, "shortcut": "B"}),
+            json!({"family": "mlp"}),
+            json!({"family": "linear"}),
+        ] {
+            let (metrics, training) = chain(
+                Some(folder.path()),
+                &Chain {
+                    repo,
+                    files: &files,
+                    form: form(dataset, "generated"),
+                    rows: json!({"scheme": "step", "ratio": 2, "majority": "first-half",
+                                 "validation_per_class": 2, "seed": 0}),
+                    tokenizer: None,
+                    model,
+                    pretrained: None,
+                    training: json!({"method": "it-features", "gamma": 0.5, "optimizer": {"name": "sgd", "momentum": 0.9},
+                                     "schedule": {"name": "constant", "rate": 0.01}}),
+                },
+            );
+            // Of 8 images of a class 2 are held out; 6 and 3 are trained on.
+            assert_eq!((&metrics["n"], &training["n_train"]), (&json!(20), &json!(45)), "{dataset}");
+        }
+    }
+}
+
 #[test]
 fn celeba_with_both_bottleneck_nets_and_resnet10() {
     for (model, pretrained, method) in [

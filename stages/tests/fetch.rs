@@ -805,6 +805,28 @@ fn every_client_ends_right_or_with_its_message() {
     });
 }
 
+/// A server that wants a second of rest gets it: it is asked again when that is over, and not in between.
+#[test]
+fn every_client_rests_as_long_as_it_is_told_to() {
+    for at in 0..clients("http://127.0.0.1:1", None).len() {
+        let begun: Arc<Mutex<Option<std::time::Instant>>> = Arc::default();
+        let server = Server::start(move |_, request, stream| {
+            let begun = *begun.lock().unwrap().get_or_insert_with(std::time::Instant::now);
+            match begun.elapsed() < Duration::from_millis(900) {
+                true => say(stream, "429 Slow", &[("Retry-After", "1")], b"later"),
+                false => serve_file(stream, request, &content(), usize::MAX),
+            }
+        });
+        let (client, hub) = clients(&server.url, None).swap_remove(at);
+        let folders = Folders::new();
+        folders.fetch("hub", &fixed(&content()), &*hub).unwrap_or_else(|error| panic!("{client}: {error:#}"));
+        folders.holds(&content());
+        // hf-hub asks once and does not hear the pause; the thin client behind it does.
+        let most = if client == "thin" { 2 } else { 4 };
+        assert!(server.requests().len() <= most, "{client}: {} requests", server.requests().len());
+    }
+}
+
 /// The token goes to the endpoint and to no other host, whatever the client.
 #[test]
 fn no_client_gives_the_token_away() {

@@ -1,5 +1,6 @@
 //! A real BERT on real text: MiniLM's published weights, fine-tuned on MultiNLI's first pairs with dropout off, against the
-//! losses of PyTorch (golden/minilm.py). Needs the weights, so it runs where `ITPIPE_TEST_MIRROR` names their mirror.
+//! losses of PyTorch (golden/minilm.py). Needs the weights, so it runs where `ITPIPE_TEST_MIRROR` names their mirror. With
+//! `ITPIPE_MINILM` it reads a longer file that golden/minilm.py made, and says how far the losses are apart.
 
 mod golden;
 mod support;
@@ -51,11 +52,13 @@ fn batch(examples: &[(&[u16], usize)]) -> Tensor {
 fn minilm_fine_tunes_as_in_pytorch() {
     let Some(mirror) = support::mirror("minilm_fine_tunes_as_in_pytorch") else { return };
     let model = minilm(&mirror.join("models/sentence-transformers/all-MiniLM-L6-v2/model.safetensors"));
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/minilm.safetensors");
+    let committed = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/minilm.safetensors");
+    let path = std::env::var("ITPIPE_MINILM").unwrap_or_else(|_| committed.into());
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let data = |name: &str| file.tensor(name).unwrap().data().to_vec();
-    let losses: Vec<f64> = golden::Golden::open("minilm").get("losses");
+    let losses = data("losses");
+    let losses: Vec<f64> = losses.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
     let ids: Vec<u16> = data("ids").chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
     let (labels, firsts) = (data("labels"), data("firsts"));
     let mut at = 0;
@@ -79,12 +82,17 @@ fn minilm_fine_tunes_as_in_pytorch() {
         let loss = loss::cross_entropy(&logits, &labels).unwrap().mean_all().unwrap();
         let value = f64::from(loss.to_scalar::<f32>().unwrap());
         let error = (value / expected - 1.0).abs();
-        assert!(error <= 1e-3, "step {step}: loss {value}, PyTorch's {expected}");
-        worst = worst.max(error);
+        // Behind that, rounding that was amplified by the steps before; told, not judged.
+        if step < 20 {
+            assert!(error <= 1e-3, "step {step}: loss {value}, PyTorch's {expected}");
+            worst = worst.max(error);
+        } else {
+            println!("step {step}: {value:.6}, PyTorch's {expected:.6}, {error:.1e}");
+        }
         let gradients = optimizer.gradients(&mut model.backward(&loss).unwrap()).unwrap();
         let scale = clip_scale(global_norm(&gradients).unwrap(), CLIP);
         optimizer.step(&gradients, schedule.rate(step as u64, STEPS, STEPS), scale).unwrap();
     }
-    assert_eq!(losses.len(), 20);
-    println!("{} losses equal PyTorch's to {worst:.1e}, {} to {}", losses.len(), losses[0], losses[19]);
+    assert!(losses.len() >= 20);
+    println!("20 losses equal PyTorch's to {worst:.1e}, {} to {}", losses[0], losses[19]);
 }

@@ -123,6 +123,14 @@ fn numbers_of_parameters() {
         model.parameters().iter().map(|(_, var)| var.elem_count()).sum()
     };
     assert_eq!(count("{}", 3), 109_482_240 + 2_307);
+    // BERT large by its parts, which is quicker than 335 million random numbers: words, and layers of one size.
+    let large = |layers: usize| {
+        let sizes =
+            format!(r#"{{"vocabulary":522,"hidden":1024,"layers":{layers},"heads":16,"intermediate":4096}}"#);
+        count(&sizes, 3)
+    };
+    let layer = large(2) - large(1);
+    assert_eq!(large(1) + 23 * layer + 30_000 * 1024, 335_141_888 + 3_075);
     let minilm = r#"{"hidden":384,"layers":6,"intermediate":1536}"#;
     // 30522·384 + 512·384 + 2·384 + 768 + 6·(4·(384² + 384) + 2·384·1536 + 1536 + 384 + 4·384) + 384² + 384, and the head.
     assert_eq!(count(minilm, 3), 22_713_216 + 3 * 385);

@@ -98,9 +98,21 @@ fn numbers_of_parameters() {
     assert_eq!(count(&cifar("B"), 10, 1), 466_618);
     assert_eq!(count(r#"{"family":"resnet50"}"#, 1000, 3), 25_557_032);
     assert_eq!(count(r#"{"family":"resnet50"}"#, 2, 3), 23_512_130);
+    assert_eq!(count(r#"{"family":"wide-resnet50"}"#, 1000, 3), 68_883_240);
     assert_eq!(count(r#"{"family":"wide-resnet50"}"#, 2, 3), 66_838_338);
-    let widths =
-        [(10, 121_932), (16, 309_714), (20, 482_662), (32, 1_230_754), (50, 2_997_652), (100, 11_965_302)];
+    let widths = [
+        (10, 121_932),
+        (16, 309_714),
+        (20, 482_662),
+        (32, 1_230_754),
+        (40, 1_920_522),
+        (50, 2_997_652),
+        (60, 4_313_582),
+        (70, 5_868_312),
+        (80, 7_661_842),
+        (90, 9_694_172),
+        (100, 11_965_302),
+    ];
     for (width, n) in widths {
         assert_eq!(count(&format!(r#"{{"family":"resnet10","width":{width}}}"#), 2, 3), n);
     }

@@ -41,6 +41,7 @@ pub const SET: Set = Set {
     channels: 3,
     mean: &[0.485, 0.456, 0.406],
     std: &[0.229, 0.224, 0.225],
+    shown: false,
     published_row: None,
 };
 

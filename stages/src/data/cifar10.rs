@@ -33,6 +33,7 @@ pub const SET: Set = Set {
     channels: 3,
     mean: &[0.4914, 0.4822, 0.4465],
     std: &[0.2023, 0.1994, 0.2010],
+    shown: true,
     published_row: Some(published_row),
 };
 

@@ -51,5 +51,6 @@ pub const SET: Set = Set {
     channels: 1,
     mean: &[0.2860],
     std: &[0.3530],
+    shown: true,
     published_row: None,
 };

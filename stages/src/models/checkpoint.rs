@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor, Var};
+use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 /// Writes the tensors; the bytes depend on nothing but names and values.
@@ -36,7 +38,9 @@ pub fn save(tensors: &[(String, Tensor)], path: &Path) -> Result<()> {
 /// Errors: all differences in one message; then no target was changed.
 pub fn load(targets: &[&(String, Var)], path: &Path, rename: &dyn Fn(&str) -> Option<String>) -> Result<()> {
     let place = path.display();
-    let bytes = std::fs::read(path).with_context(|| format!("{place}: weights cannot be read"))?;
+    let file = File::open(path).with_context(|| format!("{place}: weights cannot be read"))?;
+    // SAFETY: an input of a stage lies in the store, whose files are written once and replaced whole.
+    let bytes = unsafe { Mmap::map(&file) }.with_context(|| format!("{place}: weights cannot be read"))?;
     let file =
         SafeTensors::deserialize(&bytes).with_context(|| format!("{place}: not a safetensors file"))?;
     let mut wrong = vec![];

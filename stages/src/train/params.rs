@@ -28,6 +28,12 @@ pub struct Params {
     /// The temperature warm-up of appendix E.1.
     #[serde(default)]
     pub warmup: Option<Warmup>,
+    /// Deferred re-weighting: the classes are weighed in the last epochs alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deferred: Option<Deferred>,
+    /// What is trained.
+    #[serde(default, skip_serializing_if = "Part::is_all")]
+    pub part: Part,
     /// Passes over the training examples, the warm-up's included.
     pub epochs: u64,
     /// Examples a step; the last step of an epoch may have fewer.
@@ -66,6 +72,37 @@ pub struct Params {
 pub struct Warmup {
     pub gamma: f64,
     pub epochs: u64,
+}
+
+/// From the epoch behind the first `epochs` on, each class has the weight of [`Method::reweighted`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deferred {
+    pub epochs: u64,
+    /// Of the effective number of examples; 1: the number itself.
+    #[serde(default = "beta")]
+    pub beta: f64,
+}
+
+fn beta() -> f64 {
+    0.9999
+}
+
+/// Which of the model's parameters a training moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    #[default]
+    All,
+    /// The linear head on the features of the input `pretrained`, in eval mode: last-layer retraining (Kirichenko et al.
+    /// 2023).
+    LastLayer,
+}
+
+impl Part {
+    fn is_all(&self) -> bool {
+        *self == Part::All
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +174,12 @@ impl Params {
                 warmup.epochs, self.epochs, self.gamma
             ));
         }
+        if let Some(deferred) = self.deferred.filter(|d| d.epochs >= self.epochs) {
+            return fail(format!(
+                "deferred.epochs: {} of {}: leaves no epoch for the weights\nhint: lower deferred.epochs",
+                deferred.epochs, self.epochs
+            ));
+        }
         if self.select != Select::Last && self.metrics_every == 0 {
             return fail(
                 "metrics_every: 0: a best epoch is chosen among measured ones\nhint: set it to 1".into(),
@@ -156,25 +199,53 @@ impl Params {
         self.warmup.is_some_and(|w| w.epochs > 0 && self.gamma > w.gamma) && self.temperatures.is_none()
     }
 
-    /// The method at its real gamma, and at the warm-up's where it applies.
+    /// The method at its real gamma, at the warm-up's where it applies, and with the weights of `deferred`.
     ///
-    /// Errors: `BadInput` as [`Method::new`].
-    pub fn methods(&self, counts: &Counts) -> Result<(Method, Option<Method>)> {
+    /// Errors: `BadInput` as [`Method::new`] and [`Method::reweighted`].
+    pub fn methods(&self, counts: &Counts) -> Result<Methods> {
+        let told = |e: anyhow::Error| {
+            let text = e.to_string();
+            // What the examples lack is no param's fault.
+            let of_data = text.starts_with("class ") || text.starts_with("group ");
+            bad(format!("{}{text}", if of_data { "inputs.indices: " } else { "params." }))
+        };
         let at = |gamma: f64| {
             let temperatures = self.temperatures.as_deref();
             let request = Request { name: &self.method, gamma, temperatures, extras: &self.extras };
-            Method::new(request, counts).map_err(|e| {
-                let text = e.to_string();
-                // What the examples lack is no param's fault.
-                let of_data = text.starts_with("class ") || text.starts_with("group ");
-                bad(format!("{}{text}", if of_data { "inputs.indices: " } else { "params." }))
-            })
+            Method::new(request, counts).map_err(told)
         };
         let main = at(self.gamma)?;
         if self.micro_batch.is_some() && !main.adds_up() {
             return Err(bad(format!("params.micro_batch: the loss of {} joins a whole batch", self.method)));
         }
         let warm = self.warmup.filter(|_| self.warms_up()).map(|w| at(w.gamma)).transpose()?;
-        Ok((main, warm))
+        let late = self.deferred.map(|d| main.reweighted(d.beta, counts).map_err(told)).transpose()?;
+        Ok(Methods { main, warm, late })
+    }
+
+    /// Whether epoch `epoch` (the first is 0) belongs to the warm-up.
+    pub fn warming(&self, epoch: u64) -> bool {
+        self.warms_up() && self.warmup.is_some_and(|w| epoch < w.epochs)
+    }
+}
+
+/// A method in the phases of a training.
+pub struct Methods {
+    pub main: Method,
+    /// In the epochs of the warm-up.
+    pub warm: Option<Method>,
+    /// Behind the epochs of `deferred`.
+    pub late: Option<Method>,
+}
+
+impl Methods {
+    /// The one of an epoch (the first is 0).
+    pub fn of(&mut self, params: &Params, epoch: u64) -> &mut Method {
+        let late = params.deferred.is_some_and(|d| epoch >= d.epochs);
+        match (&mut self.warm, &mut self.late) {
+            (Some(warm), _) if params.warming(epoch) => warm,
+            (_, Some(weighed)) if late => weighed,
+            _ => &mut self.main,
+        }
     }
 }

@@ -19,11 +19,14 @@ struct Config {
 /// Differences between a file and a model that are named one by one.
 const NAMED: usize = 12;
 
-/// Reads the body's weights from `model.safetensors` in `folder`; the head keeps its start. Gives the file's digest.
+/// Reads the body's weights from `model.safetensors` in `folder`, or from the `weights.safetensors` of a training; the
+/// head keeps its start. Gives the file's digest.
 ///
 /// Errors: `BadInput` for a file that is not there, the weights of another model.
 pub fn load(model: &Model, params: &ModelParams, folder: &Path) -> Result<blake3::Hash> {
-    let path = folder.join("model.safetensors");
+    let published = folder.join("model.safetensors");
+    let ours = folder.join("weights.safetensors");
+    let path = if !published.exists() && ours.exists() { ours } else { published };
     if let ModelParams::Bert { sizes } = params
         && folder.join("config.json").exists()
     {

@@ -1,8 +1,9 @@
 """Makes golden/minilm.safetensors: the losses of fine-tuning MiniLM (all-MiniLM-L6-v2) on the first pairs of MultiNLI's
 training file, step by step, in PyTorch's float32 with dropout off; and the tokens of these pairs.
 
-python minilm.py HUB [STEPS]     HUB has datasets/nyu-mll/multi_nli and models/sentence-transformers/all-MiniLM-L6-v2
-                                 made with torch 2.12 and tokenizers 0.22.2; with STEPS, only prints that many losses
+python minilm.py HUB [STEPS FILE]     HUB has datasets/nyu-mll/multi_nli and models/sentence-transformers/all-MiniLM-L6-v2
+                                      made with torch 2.12 and tokenizers 0.22.2; more STEPS go to another FILE, which the
+                                      test reads where ITPIPE_MINILM names it
 """
 
 import sys
@@ -65,7 +66,7 @@ if __name__ == "__main__":
     hub, steps = Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else KEPT
     texts, labels = pairs(hub, steps * BATCH)
     found = np.array(list(losses(hub, texts, labels, steps)))
-    if not sys.argv[2:]:
+    if len(sys.argv) in (2, 4):
         tensors = {
             "losses": found,
             "labels": np.array(labels, dtype=np.uint8),
@@ -74,4 +75,4 @@ if __name__ == "__main__":
             "lengths": np.array([len(t.ids) for t in texts], dtype=np.uint8),
             "firsts": np.array([t.type_ids.index(1) for t in texts], dtype=np.uint8),
         }
-        save_file(tensors, Path(__file__).parent / "minilm.safetensors")
+        save_file(tensors, sys.argv[3] if sys.argv[3:] else Path(__file__).parent / "minilm.safetensors")

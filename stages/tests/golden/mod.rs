@@ -128,8 +128,8 @@ fn norm(values: &[f32]) -> f64 {
 }
 
 /// Logits in both modes and loss (to 1e-5), every gradient and the running statistics of `model` against a golden file.
-pub fn check(golden: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Limit) {
-    let golden = Golden::open(golden);
+pub fn check(title: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Limit) {
+    let golden = Golden::open(title);
     let keep = golden.get("entries")[0] as usize;
     let evaluated = model.forward(x, false).unwrap();
     let error = distance(&flat(&evaluated), &golden.get("eval"));
@@ -141,7 +141,7 @@ pub fn check(golden: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Lim
     let error = distance(&[loss.to_scalar::<f32>().unwrap()], &golden.get("loss"));
     assert!(error <= 1e-5, "loss: {error:.1e}");
     let gradients = model.backward(&loss).unwrap();
-    let mut wrong = vec![];
+    let (mut wrong, mut ratios) = (vec![], vec![]);
     for (name, var) in model.parameters() {
         let gradient = flat(gradients.get(var).unwrap_or_else(|| panic!("{name}: no gradient")));
         assert!(gradient.iter().any(|g| *g != 0.0), "{name}: a zero gradient");
@@ -166,9 +166,19 @@ pub fn check(golden: &str, model: &Model, x: &Tensor, labels: &[u32], limit: Lim
             Limit::Smooth => 2.0 * torch.max(3e-6),
             Limit::Corner => 2e-2,
         };
+        ratios.push((error / torch, name));
         if error > bound {
             wrong.push(format!("{name}: {error:.2e}, PyTorch's float32 {torch:.2e}"));
         }
+    }
+    ratios.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let above = ratios.iter().filter(|(ratio, _)| *ratio > 2.0).count();
+    if let Some((ratio, name)) = ratios.last() {
+        let middle = ratios[ratios.len() / 2].0;
+        println!(
+            "{title}: error over that of PyTorch's float32: median {middle:.2}, largest {ratio:.2} ({name}), above 2: {above} of {}",
+            ratios.len()
+        );
     }
     assert!(wrong.is_empty(), "gradients:\n{}", wrong.join("\n"));
     for (name, var) in model.buffers() {

@@ -1,12 +1,11 @@
 """Trains ResNet-20 on real Fashion-MNIST with the same short recipe in PyTorch and in `stages train`, three seeds each,
 one thread, and compares the test accuracies. Not a test: it takes some minutes and the whole data set.
 
-python recipe.py STAGES ARRAYS INDICES WORK          ours alone, against PyTorch's accuracies in recipe.json
-python recipe.py STAGES ARRAYS INDICES WORK --pytorch     PyTorch's too; writes recipe.json
-python recipe.py STAGES ARRAYS INDICES WORK --forms       ours with direct convolutions against ours by Winograd's algorithm
-    STAGES   the program, target/release/stages
-    ARRAYS   the output of prepare, INDICES that of subsample (ratio 1, per_class 200, validation_per_class 100, seed 0)
-    WORK     an empty folder
+python stages/tests/golden/recipe.py MIRROR               ours alone, against PyTorch's accuracies in recipe.json
+python stages/tests/golden/recipe.py MIRROR --pytorch     PyTorch's too; writes recipe.json
+python stages/tests/golden/recipe.py MIRROR --forms       ours with direct convolutions against ours by Winograd's algorithm
+
+MIRROR has datasets/zalando-datasets/fashion_mnist; the program is target/release/stages.
 """
 
 import json
@@ -14,11 +13,13 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 EPOCHS, BATCH, RATE, MILESTONE, SEEDS = 8, 64, 0.1, 6, (0, 1, 2)
-GOLDEN = Path(__file__).parent / "recipe.json"
+GOLDEN = Path(__file__).resolve().parent / "recipe.json"
+STAGES = GOLDEN.parents[3] / "target" / "release" / "stages"
 
 
 def kaiming(model):
@@ -55,7 +56,15 @@ def pytorch(arrays, indices, mean, std, seed):
     return right.item() / len(test)
 
 
-def ours(stages, folders, seed, form=""):
+def stage(word, params, inputs, folder, form=""):
+    folder.mkdir(parents=True)
+    job = {"version": 1, "params": params, "inputs": inputs, "out": "out", "scratch": "scratch", "threads": 1}
+    (folder / "job.json").write_text(json.dumps(job))
+    subprocess.run([STAGES, word, folder / "job.json"], check=True, stdout=subprocess.DEVNULL, env=dict(os.environ, ITPIPE_CONVOLUTION=form))
+    return str(folder / "out")
+
+
+def ours(folders, work, seed, form=""):
     params = {
         "model": {"family": "resnet-cifar", "depth": 20, "shortcut": "A", "head": "kaiming"},
         "method": "erm",
@@ -65,18 +74,8 @@ def ours(stages, folders, seed, form=""):
         "schedule": {"name": "step", "rate": RATE, "milestones": [MILESTONE], "rates": [RATE / 10]},
         "seed": seed,
     }
-
-    def stage(word, params, inputs, name):
-        folder = Path(sys.argv[4]) / f"{name}-{seed}{form}"
-        folder.mkdir(parents=True)
-        job = {"version": 1, "params": params, "inputs": inputs, "out": "out", "scratch": "scratch", "threads": 1}
-        (folder / "job.json").write_text(json.dumps(job))
-        environment = dict(os.environ, ITPIPE_CONVOLUTION=form)
-        subprocess.run([stages, word, folder / "job.json"], check=True, stdout=subprocess.DEVNULL, env=environment)
-        return str((folder / "out").resolve())
-
-    weights = stage("train", params, folders, "train")
-    out = stage("evaluate", {}, {"weights": weights, **folders}, "evaluate")
+    weights = stage("train", params, folders, work / f"train-{seed}{form}", form)
+    out = stage("evaluate", {}, {"weights": weights, **folders}, work / f"evaluate-{seed}{form}", form)
     return json.loads((Path(out) / "metrics.json").read_text())["average_accuracy"]
 
 
@@ -85,17 +84,20 @@ def told(name, values):
     return values
 
 
-if __name__ == "__main__":
-    stages, arrays, indices, _ = sys.argv[1:5]
-    folders = {"data": str(Path(arrays).resolve()), "indices": str(Path(indices).resolve())}
-    program = Path(stages).resolve()
+def main(mirror, work):
+    files = mirror / "datasets/zalando-datasets/fashion_mnist"
+    form = {"dataset": "fashion-mnist", "variant": "mirror", "exact": True, "note": ""}
+    arrays = stage("prepare", form, {"files": str(files)}, work / "arrays")
+    rows = {"scheme": "step", "ratio": 1, "majority": "first-half", "per_class": 200, "validation_per_class": 100, "seed": 0}
+    indices = stage("subsample", rows, {"data": arrays}, work / "indices")
+    folders = {"data": arrays, "indices": indices}
     if "--forms" in sys.argv:
-        runs = [(form, seed) for form in ("direct", "winograd") for seed in SEEDS]
+        runs = [(seed, form) for form in ("direct", "winograd") for seed in SEEDS]
         with ThreadPoolExecutor(2) as pool:
-            all = list(pool.map(lambda run: ours(program, folders, run[1], run[0]), runs))
+            all = list(pool.map(lambda run: ours(folders, work, *run), runs))
         our, theirs = told("direct", all[: len(SEEDS)]), told("Winograd", all[len(SEEDS) :])
     else:
-        our = told("ours", [ours(program, folders, seed) for seed in SEEDS])
+        our = told("ours", [ours(folders, work, seed) for seed in SEEDS])
         if "--pytorch" in sys.argv:
             import torch
             from safetensors.torch import load_file
@@ -112,3 +114,8 @@ if __name__ == "__main__":
     difference = statistics.mean(our) - statistics.mean(theirs)
     print(f"difference of the means {difference:+.4f}, spread of the seeds {spread:.4f}")
     sys.exit(abs(difference) > spread)
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(sys.argv[1]).resolve(), Path(folder))
