@@ -103,7 +103,7 @@ fn a_run_as_json_is_events_and_nothing_else() {
         events.iter().map(|e| e["event"].as_str().unwrap().to_string()).collect()
     };
     let planned = events(&["plan", "--json"]);
-    assert_eq!(names(&planned), ["planned", "planned"]);
+    assert_eq!(names(&planned), ["planned", "planned", "estimate"]);
     assert_eq!(
         (&planned[0]["stage"], &planned[0]["fate"], &planned[1]["fate"]),
         (&"a".into(), &"run".into(), &"maybe".into())

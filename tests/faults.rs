@@ -14,8 +14,9 @@ use support::{Repo, alive, wait_until};
 fn work(repo: &Repo) -> std::path::PathBuf {
     let mut folder = None;
     wait_until("a job folder", || {
-        folder =
-            fs::read_dir(repo.path("cache/work")).ok().and_then(|mut d| d.next()?.ok()).map(|e| e.path());
+        let all = fs::read_dir(repo.path("cache/work")).into_iter().flatten().flatten().map(|e| e.path());
+        // Not the file by which a run finds out whether it may write there.
+        folder = all.into_iter().find(|path| path.is_dir());
         folder.is_some()
     });
     folder.unwrap()

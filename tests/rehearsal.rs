@@ -87,7 +87,12 @@ fn a_short_plan_pays_nothing() {
     let yaml = repo.read("pipeline.yaml");
     repo.write("pipeline.yaml", yaml.replace("cat $in_data/x > $out/w", "cat < $in_data/x > $out/w"));
     let out = run(&repo, &[]).good();
-    assert_eq!(out.with_word("passed").len(), 7 - 2, "another line is another class: {}", out.stderr);
+    assert_eq!(
+        out.with_word("passed").len(),
+        4,
+        "another line is another class, with the same bytes: {}",
+        out.stderr
+    );
     repo.write("data.txt", "data\n");
     let yaml = repo.read("pipeline.yaml");
     repo.write("pipeline.yaml", yaml.replace("version: 1", "version: 1\nsalt: again"));
@@ -188,9 +193,10 @@ fn what_passed_is_not_rehearsed_again_the_next_hour() {
     let repo = study(&[("TRAIN ", "TRAIN if ! $rehearse; then exit 9; fi; ")]);
     let out = run(&repo, &["--fail-fast"]);
     assert_eq!((out.code, out.with_word("passed").len()), (1, 7), "{}", out.stderr);
-    // The arrays are real by now: what reads them is looked at once more, and then no more.
+    // The arrays are real by now: what reads them is looked at once more (not the report: it gets the same bytes), and
+    // then no more.
     let out = run(&repo, &["--fail-fast"]);
-    assert_eq!((out.code, out.with_word("passed").len()), (1, 5), "{}", out.stderr);
+    assert_eq!((out.code, out.with_word("passed").len()), (1, 4), "{}", out.stderr);
     let out = run(&repo, &["--fail-fast"]);
     assert!(out.with_word("passed").is_empty() && out.stderr.contains("exit 9"), "{}", out.stderr);
     // The rehearsal counts for nobody's result: without it the stages still have to run.

@@ -156,6 +156,7 @@ fn too_little_memory_is_found_in_two_steps() {
     let limited = |batch: u64| {
         let data = [("data", "prepare"), ("indices", "subsample")];
         let folder = chain.job("train", training(model.clone(), batch), &data);
+        let _ = fs::remove_file(folder.join("scratch/checkpoint.safetensors"));
         let script = format!("ulimit -v 1500000; exec {} train job.json", env!("CARGO_BIN_EXE_stages"));
         Command::new("sh").args(["-c", &script]).current_dir(folder).output().unwrap()
     };
