@@ -222,11 +222,19 @@ pub fn inherited_env(names: &[&str]) -> Vec<(String, String)> {
     names.iter().filter_map(|name| Some((name.to_string(), value(name)?))).collect()
 }
 
-/// The values of all variables of ours that look like secrets; short ones would mask ordinary text.
+/// Shorter values of secret variables are not looked for: they would be found in ordinary text.
+pub const SHORTEST_SECRET: usize = 6;
+
+/// The values of all variables of ours that look like secrets.
 pub fn secrets() -> Vec<String> {
     let vars = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-    let mut secrets: Vec<String> =
-        vars.filter(|(name, value)| is_secret(name) && value.len() >= 6).map(|(_, value)| value).collect();
+    let lines = |value: String| value.lines().map(str::to_string).chain([value.clone()]).collect::<Vec<_>>();
+    // A log is masked line by line, so each line of a key that has several counts.
+    let mut secrets: Vec<String> = vars
+        .filter(|(name, _)| is_secret(name))
+        .flat_map(|(_, value)| lines(value))
+        .filter(|text| text.len() >= SHORTEST_SECRET)
+        .collect();
     // The longest first: one may be part of another.
     secrets.sort_by_key(|s| std::cmp::Reverse(s.len()));
     secrets.dedup();

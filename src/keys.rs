@@ -45,6 +45,13 @@ pub struct Keyed {
     pub env: Vec<(String, Option<String>)>,
 }
 
+impl Keyed {
+    /// The files of its code, relative to the repository.
+    pub fn code(&self) -> impl Iterator<Item = &str> {
+        self.manifest.lines.iter().filter_map(|(field, _)| field.strip_prefix("code."))
+    }
+}
+
 /// The words and the environment of an identity command.
 type Asked = (Vec<String>, Vec<(String, String)>);
 

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
     match itpipe::command::run(Cli::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("itpipe: {error}");
+            itpipe::progress::say(format_args!("itpipe: {error}"));
             ExitCode::from(error.code)
         }
     }

@@ -23,6 +23,11 @@ const ALIVE_EVERY: Duration = Duration::from_secs(50);
 /// Event logs that are kept.
 const KEPT_LOGS: usize = 50;
 
+/// A line on stderr. A reader that has gone (`2>&1 | head`) ends nothing, as `eprintln` would by its panic.
+pub fn say(line: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
 /// Whether to colour what goes to stderr.
 pub fn colored(color: Color) -> bool {
     match color {
@@ -364,7 +369,7 @@ impl View for Bars {
                 }
                 let _ = self.multi.clear();
                 for line in lines(self.paint, event) {
-                    eprintln!("{line}");
+                    say(format_args!("{line}"));
                 }
             }
             event => self.print(&lines(self.paint, event)),

@@ -143,7 +143,7 @@ pub fn publish(
     }
     let now: BTreeSet<&str> = files.iter().map(String::as_str).collect();
     for old in before.iter().flat_map(|run| &run.files).filter(|old| !now.contains(old.as_str())) {
-        if crate::tree::is_normal(old) && fs::remove_file(to.join(old)).is_ok() {
+        if crate::tree::is_normal(old) && is_below(to, old) && fs::remove_file(to.join(old)).is_ok() {
             written += 1;
             // Folders that have become empty; others stay.
             let mut folder = to.join(old);
@@ -158,6 +158,12 @@ pub fn publish(
         write_whole(&run_path, &text).map_err(at(&run_path))?;
     }
     Ok(written)
+}
+
+/// Whether a path leads there through folders alone: through a symlink someone else's file would be removed.
+fn is_below(to: &Path, relative: &str) -> bool {
+    let parents = Path::new(relative).ancestors().skip(1).filter(|part| !part.as_os_str().is_empty());
+    parents.into_iter().all(|part| fs::symlink_metadata(to.join(part)).is_ok_and(|meta| meta.is_dir()))
 }
 
 /// Removes what stands where a file is to be: a folder at its path, or a file (or symlink) where a folder must be.

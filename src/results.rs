@@ -68,7 +68,9 @@ pub struct Accepted {
 pub enum ResultsError {
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path}: not a journal of version 1: this itpipe cannot read it")]
+    #[error(
+        "{path}: not a journal of version 1: this itpipe cannot read it\n  hint: where no other itpipe wrote it, delete it: what it knew is made again"
+    )]
     Version { path: PathBuf },
     #[error("result {key}: its blob {blob} is not in the store")]
     Unbacked { key: Digest, blob: Digest },

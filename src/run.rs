@@ -4,6 +4,7 @@
 pub mod attempt;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -64,9 +65,9 @@ pub fn command(global: &Global, args: &RunArgs) -> Result<u8, Error> {
         match run(global, args) {
             Ok(code) if code > 128 => return Ok(code),
             Ok(_) => {}
-            Err(error) => eprintln!("itpipe: {error}"),
+            Err(error) => progress::say(format_args!("itpipe: {error}")),
         }
-        eprintln!("watching for a change; Ctrl-C ends it");
+        progress::say(format_args!("watching for a change; Ctrl-C ends it"));
         if let Some(code) = watch::wait(global, &sight, &stop) {
             return Ok(code);
         }
@@ -771,9 +772,9 @@ impl<'a> Run<'a> {
         let summary = self.summary.clone();
         self.emit(Event::Ended { summary });
         if !self.json {
-            for (_, path) in &self.summary.published {
-                println!("{path}");
-            }
+            let mut out = std::io::stdout().lock();
+            // A reader that has gone ends no run.
+            self.summary.published.iter().for_each(|(_, path)| _ = writeln!(out, "{path}"));
         }
         locked?;
         Ok(match self.signal {

@@ -483,3 +483,26 @@ fn killed_at_random_moments_the_store_never_lies() {
     assert_eq!(repo.lock()["results"], clean.lock()["results"]);
     assert!(repo.itpipe(&["cache", "verify"]).good().stdout.contains("blobs"));
 }
+
+#[test]
+fn a_reader_that_has_gone_ends_nothing() {
+    use std::os::fd::FromRawFd;
+    // The writing end of a pipe that nobody reads any more.
+    let closed = || {
+        let mut ends = [0i32; 2];
+        // SAFETY: two descriptors are written; they are ours alone.
+        unsafe {
+            assert_eq!(libc::pipe(ends.as_mut_ptr()), 0);
+            libc::close(ends[0]);
+            std::process::Stdio::from(std::os::fd::OwnedFd::from_raw_fd(ends[1]))
+        }
+    };
+    let repo = Repo::new("stages: { a: { shell: 'echo > $out/index.html', publish: reports } }\n");
+    for args in [&["run"][..], &["run"], &["plan"], &["show", "a"], &["doctor"], &["schema"]] {
+        let status = repo.command(args).stdout(closed()).stderr(closed()).status().unwrap();
+        assert_eq!(status.code(), Some(0), "{args:?}");
+    }
+    assert!(repo.exists("reports/index.html"));
+    let status = repo.command(&["run", "nothing"]).stdout(closed()).stderr(closed()).status().unwrap();
+    assert_eq!(status.code(), Some(2), "an error keeps its code");
+}

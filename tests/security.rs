@@ -244,3 +244,93 @@ stages: { a: { kind: k }, b: { shell: 'echo b > $out/x' } }
     }
     assert_eq!(repo.itpipe(&["run", "b"]).good().ran(), [""; 0], "b does not need the program");
 }
+
+#[test]
+fn a_token_in_an_output_or_a_progress_note_goes_no_further() {
+    let token = "hf_AbCdEfGhIjKlMnOp";
+    let key = "-----BEGIN-----\nQUJDREVGR0hJSktM\n-----END-----";
+    let note = r#"echo "{{\"progress\":{{\"done\":1,\"total\":2,\"note\":\"with $MY_TOKEN\"}}}}""#;
+    let stage = |script: &str| {
+        format!(
+            "stages:\n  a:\n    env: [MY_TOKEN, MY_KEY]\n    shell: |\n      {script}\n    publish: reports/a\n"
+        )
+    };
+    let repo = Repo::new("");
+    let run = |args: &[&str]| repo.with(args, |c| _ = c.env("MY_TOKEN", token).env("MY_KEY", key));
+    for (script, says) in [
+        (
+            "mkdir $out/d; echo \"a $MY_TOKEN\" > $out/d/x",
+            "out/d/x: holds the value of MY_TOKEN: nothing is recorded",
+        ),
+        ("printf '%s' \"$MY_KEY\" > $out/x", "out/x: holds the value of MY_KEY"),
+        ("echo > $out/$MY_TOKEN", "out/***: holds the value of MY_TOKEN"),
+        ("ln -s $MY_TOKEN $out/x", "out/x: holds the value of MY_TOKEN"),
+        (
+            "head -c 1048570 /dev/zero > $out/x; echo $MY_TOKEN >> $out/x",
+            "out/x: holds the value of MY_TOKEN",
+        ),
+    ] {
+        repo.pipeline(&stage(script));
+        run(&["run"]).bad(1, says);
+        assert_eq!(repo.itpipe(&["cache", "ls"]).good().stdout, "", "{script}");
+        assert!(!repo.exists("reports") && !repo.exists("pipeline.lock"), "{script}");
+    }
+    // What it says of its progress, a key of several lines in its log, and every view of the run.
+    repo.pipeline(&stage(&format!("{note}; echo \"$MY_KEY\"; echo fine > $out/x")));
+    let out = run(&["run", "--json"]).good();
+    assert!(out.stdout.contains("with ***"), "{}", out.stdout);
+    for text in
+        [&out.stdout, &out.stderr, &run(&["log", "a"]).good().stdout, &run(&["show", "a"]).good().stdout]
+    {
+        assert!(!text.contains(token) && !text.contains("QUJDREVG"), "{text}");
+    }
+    for secret in [token, "QUJDREVGR0hJSktM"] {
+        let mut grep = std::process::Command::new("grep");
+        let found = grep.args(["-r", "-l", secret, "."]).current_dir(repo.root()).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    }
+}
+
+#[test]
+fn a_file_that_went_from_a_publication_is_not_removed_through_a_symlink() {
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("x"), "theirs").unwrap();
+    let repo = Repo::new(
+        "stages: { a: { shell: 'mkdir $out/d; echo > $out/d/x; echo > $out/y', publish: reports } }\n",
+    );
+    repo.run().good();
+    fs::remove_dir_all(repo.path("reports/d")).unwrap();
+    std::os::unix::fs::symlink(outside.path(), repo.path("reports/d")).unwrap();
+    repo.pipeline("stages: { a: { shell: 'echo > $out/y', publish: reports } }\n");
+    repo.run().good();
+    assert_eq!(fs::read_to_string(outside.path().join("x")).unwrap(), "theirs");
+}
+
+#[test]
+fn a_stage_cannot_write_into_the_folder_of_another_that_runs() {
+    if !confined() {
+        return;
+    }
+    let repo = Repo::new(
+        r#"
+stages:
+  victim: { shell: 'echo mine > $out/x; echo > $scratch/begun; sleep 0.5; cat $out/x > $out/y' }
+  intruder:
+    shell: |
+      root=$(cd ../../..; pwd); own=$(pwd)
+      until ls $root/cache/work/*/scratch/begun > /dev/null 2>&1; do sleep 0.01; done
+      for folder in $root/cache/work/*; do
+        [ $folder = $own ] && continue
+        for file in out/x out/new scratch/begun scratch/new in/new job.json lock; do
+          (echo theirs > $folder/$file) 2>/dev/null && echo "$file" >> $out/broken
+          rm -f $folder/$file 2>/dev/null && [ ! -e $folder/$file ] && case $file in *new) ;; *) echo "rm $file" >> $out/broken ;; esac
+        done
+        echo looked >> $out/looked
+      done
+"#,
+    );
+    repo.itpipe(&["run", "-j", "2"]).good();
+    let listing = repo.itpipe(&["cache", "path", "intruder"]).good().stdout;
+    assert!(listing.contains("\tlooked") && !listing.contains("\tbroken"), "{listing}");
+    assert_eq!(repo.output("victim", "y"), "mine\n");
+}

@@ -10,7 +10,7 @@ use super::{built, inspect, print};
 use crate::action;
 use crate::cas::Link;
 use crate::cli::Global;
-use crate::device::Devices;
+use crate::device::{self, Devices};
 use crate::digest::Encoder;
 use crate::error::Error;
 use crate::executor::{Control, local::Local};
@@ -18,10 +18,11 @@ use crate::gc;
 use crate::job::Reach;
 use crate::keys::{Keyed, Keys, Output};
 use crate::lease::{self, Acquired};
-use crate::pipeline::StageId;
+use crate::pipeline::{Kind, StageId};
 use crate::results::{Accepted, ActionResult};
 use crate::run::attempt::{Attempt, AttemptKey, Bench, Outcome};
 use crate::sandbox;
+use crate::schedule::{GPU, WHOLE};
 use crate::session::Session;
 
 /// The key of a stage, all of whose upstream has results.
@@ -78,6 +79,29 @@ pub fn accept(global: &Global, stage: &str, reason: &str) -> Result<u8, Error> {
     Ok(0)
 }
 
+/// The GPUs that a run of this kind is given; waits while other runs hold them.
+fn devices(kind: &Kind) -> Result<Devices, Error> {
+    let own = if kind.pool == GPU { WHOLE } else { 0 };
+    let amount = kind.resources.get(GPU).copied().unwrap_or(own);
+    let names = device::names();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let count = (amount.div_ceil(WHOLE) as usize).min(names.len());
+    if count == 0 {
+        return Ok(Devices::default());
+    }
+    loop {
+        for some in names.windows(count) {
+            let taken = Devices::take(some, amount.min(WHOLE));
+            if let Some(devices) =
+                taken.map_err(|e| Error::environment(format!("its GPU cannot be locked: {e}")))?
+            {
+                return Ok(devices);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// Runs stages again beside their results and compares.
 pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Result<u8, Error> {
     let session = Session::open(global)?;
@@ -98,6 +122,7 @@ pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Res
         secrets: &secrets,
         grace: Duration::from_secs(10),
     };
+    crate::orphan::adopt();
     let mut differs = false;
     for id in stages {
         let stage = session.stage(id);
@@ -123,7 +148,7 @@ pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Res
             keyed: AttemptKey { key: beside, ..AttemptKey::from(&keyed) },
             argv: keys.command(&stage.kind),
             lease,
-            devices: Devices::default(),
+            devices: devices(&stage.kind)?,
             control: Arc::new(Control::new().map_err(|e| Error::environment(format!("descriptors: {e}")))?),
         };
         let (outcome, seconds, lease) = attempt.perform(&bench, &mut |_| {});

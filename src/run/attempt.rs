@@ -1,13 +1,16 @@
 //! One action from its lease to its stored output, on a thread of its own. Knows no schedule and no other stage.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::action;
 use crate::cas::{Link, Store};
 use crate::device::Devices;
 use crate::digest::Digest;
@@ -52,6 +55,8 @@ pub struct AttemptKey {
     pub key: Digest,
     pub inputs: Vec<(String, job::Placed)>,
     pub watched: Vec<(PathBuf, Digest)>,
+    /// The files that the patterns of its code named.
+    pub code: Vec<String>,
     pub env: Vec<(String, Option<String>)>,
 }
 
@@ -61,6 +66,7 @@ impl From<&Keyed> for AttemptKey {
             key: keyed.key,
             inputs: keyed.inputs.clone(),
             watched: keyed.watched.clone(),
+            code: keyed.code().map(str::to_string).collect(),
             env: keyed.env.clone(),
         }
     }
@@ -153,6 +159,25 @@ impl Attempt<'_> {
         }
     }
 
+    /// Files that the patterns of the code name now and did not when the key was computed, or the other way round, where
+    /// the code is read while the stage runs (what is compiled into a program was looked at when it was built).
+    fn code_come_or_gone(&self, bench: &Bench<'_>) -> Vec<PathBuf> {
+        let root = &bench.reach.root;
+        if !self
+            .keyed
+            .code
+            .iter()
+            .any(|file| self.keyed.watched.iter().any(|(path, _)| *path == root.join(file)))
+        {
+            return Vec::new();
+        }
+        let then: BTreeSet<&String> = self.keyed.code.iter().collect();
+        // A pattern that names nothing any more: the files that it named are gone, and those were looked at.
+        let now = crate::code::files(root, &self.stage.kind.code, "code").unwrap_or_default();
+        let now: BTreeSet<&String> = now.iter().collect();
+        then.symmetric_difference(&now).map(|file| root.join(file)).collect()
+    }
+
     fn once(&mut self, bench: &Bench<'_>, append: bool, said: &mut dyn FnMut(Said)) -> Result<Made, Stop> {
         let folder = self.folder(bench);
         let paths: Vec<&PathBuf> = self.keyed.watched.iter().map(|(path, _)| path).collect();
@@ -216,7 +241,8 @@ impl Attempt<'_> {
                 return Err(fail(format!("{place}: {why}\n  hint: {hint}"), false));
             }
         }
-        let modified = before.changed();
+        let mut modified = before.changed();
+        modified.extend(self.code_come_or_gone(bench));
         if !modified.is_empty() {
             return Err(fail(changed(&modified, "while the stage ran"), false));
         }
@@ -236,6 +262,18 @@ impl Attempt<'_> {
             true => promised(&out, self.stage).map_err(|error| fail(error, false))?,
             false => Vec::new(),
         };
+        if !action::is_pinned(self.stage) {
+            let told = job
+                .env
+                .iter()
+                .filter(|(name, value)| action::is_secret(name) && value.len() >= action::SHORTEST_SECRET);
+            for (name, value) in told {
+                if let Some(path) = holding(&out, value.as_bytes()).map_err(|error| fail(error, false))? {
+                    let why = format!("out/{path}: holds the value of {name}: nothing is recorded");
+                    return Err(fail(format!("{why}\n  hint: a result may be published and shared"), false));
+                }
+            }
+        }
         let store = |e: crate::cas::StoreError| fail(e.to_string(), false);
         let (tree, _) = bench.store.put_tree(&out).map_err(store)?;
         let log = match fs::metadata(&job.log) {
@@ -261,6 +299,45 @@ impl Stop {
 fn changed(paths: &[PathBuf], when: &str) -> String {
     let names: Vec<String> = paths.iter().take(5).map(|p| p.display().to_string()).collect();
     format!("{}: changed {when}: nothing is recorded\n  hint: run again", names.join(", "))
+}
+
+/// The path below `out`, if there is one, whose name, target or bytes hold the text.
+fn holding(out: &Path, text: &[u8]) -> Result<Option<String>, String> {
+    use std::os::unix::ffi::OsStrExt;
+    let within = |bytes: &[u8]| bytes.windows(text.len()).any(|window| window == text);
+    for entry in walkdir::WalkDir::new(out).min_depth(1).sort_by_file_name() {
+        let entry = entry.map_err(|e| e.to_string())?;
+        let relative = entry.path().strip_prefix(out).unwrap_or(entry.path());
+        let failed = |e: std::io::Error| format!("{}: {e}", relative.display());
+        let found = if within(relative.as_os_str().as_bytes()) {
+            // The path itself would be the leak.
+            return Ok(Some("***".into()));
+        } else if entry.path_is_symlink() {
+            within(fs::read_link(entry.path()).map_err(failed)?.as_os_str().as_bytes())
+        } else if entry.file_type().is_file() {
+            let mut file = fs::File::open(entry.path()).map_err(failed)?;
+            let mut buffer = vec![0; (1 << 20) + text.len()];
+            let (mut kept, mut found) = (0, false);
+            while !found {
+                let read = file.read(&mut buffer[kept..]).map_err(failed)?;
+                if read == 0 {
+                    break;
+                }
+                found = within(&buffer[..kept + read]);
+                // It may begin at the end of what was read.
+                let tail = (kept + read).min(text.len() - 1);
+                buffer.copy_within(kept + read - tail..kept + read, 0);
+                kept = tail;
+            }
+            found
+        } else {
+            false
+        };
+        if found {
+            return Ok(Some(relative.display().to_string()));
+        }
+    }
+    Ok(None)
 }
 
 fn signal_name(signal: i32) -> String {
