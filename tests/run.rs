@@ -509,20 +509,13 @@ fn two_runs_share_the_gpus_and_a_killed_holder_frees_its_own() {
     let gpu = |command: &mut std::process::Command| {
         command.env("CUDA_VISIBLE_DEVICES", "0").env("TMPDIR", locks.path());
     };
-    let mut first = one.command(&["run"]);
-    gpu(&mut first);
-    let mut first = first.stderr(std::process::Stdio::null()).spawn().unwrap();
-    support::wait_until("the GPU is held", || locks.path().read_dir().unwrap().next().is_some());
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let mut second = two.command(&["run"]);
-    gpu(&mut second);
-    let second = second.stderr(std::process::Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(700));
+    let first = one.spawn_with(&["run"], gpu);
+    first.until_says("start  long");
+    let second = two.spawn_with(&["run"], gpu);
+    second.until_says("short: waits for a GPU that another run holds");
     assert!(!two.exists("pipeline.lock"), "the second run waits");
-    first.kill().unwrap();
-    first.wait().unwrap();
-    let out = second.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success() && text.contains("short: waits for a GPU that another run holds"), "{text}");
+    first.signal(libc::SIGKILL);
+    assert_eq!(first.wait().code, 128 + 9);
+    second.wait().good();
     assert_eq!(two.output("short", "x"), "0\n");
 }

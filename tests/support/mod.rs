@@ -123,6 +123,28 @@ impl Repo {
         repo
     }
 
+    /// This repository elsewhere, but for what a run writes; its program is the one that is built, so that nothing is
+    /// built. None where it is not.
+    pub fn of_this_repository() -> Option<Repo> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let binary = Path::new(env!("CARGO_BIN_EXE_itpipe")).with_file_name("stages");
+        if !binary.is_file() {
+            return None;
+        }
+        let repo = Repo { folder: tempfile::tempdir().unwrap() };
+        for name in ["Cargo.toml", "Cargo.lock", "claims.yaml", "theory.yaml", "stages", "tests", "src"] {
+            std::os::unix::fs::symlink(root.join(name), repo.path(name)).unwrap();
+        }
+        fs::create_dir_all(repo.path("target/release")).unwrap();
+        std::os::unix::fs::symlink(binary, repo.path("target/release/stages")).unwrap();
+        let pipeline = fs::read_to_string(root.join("pipeline.yaml")).unwrap();
+        let built: Vec<&str> =
+            pipeline.lines().filter(|line| !line.trim_start().starts_with("build:")).collect();
+        assert_eq!(built.len() + 1, pipeline.lines().count(), "one program is built");
+        repo.write("pipeline.yaml", built.join("\n"));
+        Some(repo)
+    }
+
     pub fn pipeline(&self, yaml: &str) {
         self.write("pipeline.yaml", format!("version: 1\n{yaml}"));
     }
@@ -185,13 +207,20 @@ impl Repo {
 
     /// Starts it.
     pub fn spawn(&self, args: &[&str]) -> Running {
+        self.spawn_with(args, |_| {})
+    }
+
+    /// The same with a change to the command.
+    pub fn spawn_with(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Running {
         let file = |name: &str| {
             let path =
                 tempfile::Builder::new().prefix(name).tempfile().unwrap().into_temp_path().keep().unwrap();
             (File::create(&path).unwrap(), path)
         };
         let ((out, stdout), (err, stderr)) = (file("stdout"), file("stderr"));
-        let child = self.command(args).stdout(out).stderr(err).spawn().unwrap();
+        let mut command = self.command(args);
+        change(&mut command);
+        let child = command.stdout(out).stderr(err).spawn().unwrap();
         Running { child, stderr, stdout }
     }
 
