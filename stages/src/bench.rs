@@ -8,7 +8,7 @@ use crate::nn::cpu::Cpu;
 use crate::nn::memory;
 use crate::optim::{Optimizer, OptimizerParams};
 use crate::rng::Stream;
-use crate::train::{DeviceName, Precision, available};
+use crate::train::{DeviceName, Precision, available, place};
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
@@ -18,8 +18,8 @@ mod decode;
 
 const USAGE: &str = "usage: stages bench decode FOLDER [--threads T] [--rounds R] [--out FILE], or\n\
                      stages bench MODEL [--batch B] [--threads T] [--steps K] [--image N] [--channels C] \
-                     [--classes K] [--sequence L] [--device cpu] [--dtype f32]\nMODEL: resnet<depth>[b] (CIFAR), resnet50, wide-resnet50, mlp, \
-                     linear, bert-base, minilm, or a model's params as JSON";
+                     [--classes K] [--sequence L] [--device cpu|cuda] [--dtype f32|tf32|bf16]\nMODEL: resnet<depth>[b] (CIFAR), resnet50, \
+                     wide-resnet50, mlp, linear, bert-base, bert-large, minilm, or a model's params as JSON";
 
 struct Request {
     params: ModelParams,
@@ -29,6 +29,8 @@ struct Request {
     shape: Shape,
     /// Tokens of an example, for BERT.
     sequence: usize,
+    device: DeviceName,
+    dtype: Precision,
 }
 
 /// Runs one bench and prints its line.
@@ -75,6 +77,8 @@ fn parse(words: &[String]) -> Result<Request> {
     let option = |name: &str, default: usize| options.get(name).copied().unwrap_or(default);
     let image = option("image", 32);
     Ok(Request {
+        device,
+        dtype,
         params: named(model)?,
         batch: option("batch", 128),
         threads: option("threads", 1),
@@ -92,9 +96,12 @@ fn parse(words: &[String]) -> Result<Request> {
 fn named(model: &str) -> Result<ModelParams> {
     let depth = |word: &str| word.strip_prefix("resnet").and_then(|d| d.parse::<usize>().ok());
     let minilm = json!({"family": "bert", "sizes": {"hidden": 384, "layers": 6, "intermediate": 1536}});
+    let large =
+        json!({"family": "bert", "sizes": {"hidden": 1024, "layers": 24, "heads": 16, "intermediate": 4096}});
     let params = match (model, depth(model), model.strip_suffix('b').and_then(depth)) {
         ("resnet50", ..) => json!({"family": "resnet50"}).to_string(),
         ("bert-base", ..) => json!({"family": "bert"}).to_string(),
+        ("bert-large", ..) => large.to_string(),
         ("minilm", ..) => minilm.to_string(),
         (_, Some(depth), _) => json!({"family": "resnet-cifar", "depth": depth}).to_string(),
         (_, _, Some(depth)) => json!({"family": "resnet-cifar", "depth": depth, "shortcut": "B"}).to_string(),
@@ -105,17 +112,18 @@ fn named(model: &str) -> Result<ModelParams> {
 }
 
 fn measure(request: &Request) -> Result<Value> {
-    let Request { params, batch, threads, steps, shape, sequence } = request;
+    let Request { params, batch, threads, steps, shape, sequence, device, dtype } = request;
     let cpu = Cpu::new(*threads)?;
     let isa = cpu.isa.name();
     let model = models::build(params, *shape, cpu, &mut |name| Stream::new(0, name, 0, 0))?;
+    let model = place(model, *device, *dtype)?;
     // What the paper trains them with.
     let (optimizer, rate) = match params {
         ModelParams::Bert { .. } => (json!({"name": "adamw"}), 2e-5),
         _ => (json!({"name": "sgd", "momentum": 0.9, "weight_decay": 2e-4}), 0.1),
     };
     let optimizer: OptimizerParams = serde_json::from_value(optimizer)?;
-    let mut optimizer = Optimizer::new(&optimizer, model.parameters())?;
+    let mut optimizer = Optimizer::new(&optimizer, model.parameters())?.on(model.gpu().cloned());
     let x = match params {
         ModelParams::Bert { .. } => tokens(*batch, *sequence)?,
         _ => {
@@ -124,27 +132,41 @@ fn measure(request: &Request) -> Result<Value> {
             Tensor::from_vec(Stream::new(0, "bench", 0, 0).normals(n, 0.0, 1.0), dims, &Device::Cpu)?
         }
     };
+    let x = match model.gpu() {
+        Some(gpu) => gpu.engine.upload(&x)?,
+        None => x,
+    };
     let labels: Vec<u32> = (0..*batch).map(|i| (i % shape.classes) as u32).collect();
     let (mut forward, mut backward, mut update, mut whole) = (vec![], vec![], vec![], vec![]);
     let mut last = 0.0;
     let mut used = 0.0;
-    // The first step fills the buffers and is not counted.
-    for step in 0..=*steps {
-        if step == 1 {
-            used = processor_ms().unwrap_or(0.0);
-        }
+    // A GPU works behind the host's back. With `together` nobody waits for it: that is how a training runs.
+    let wait = || model.gpu().map_or(Ok(()), |gpu| gpu.engine.wait());
+    let mut step = |step: usize, together: bool| -> Result<[Instant; 4]> {
+        let wait = || if together { Ok(()) } else { wait() };
         let start = Instant::now();
         model.set_step(0, step as u64);
         let loss = loss::cross_entropy(&model.forward(&x, true)?, &labels)?.mean_all()?;
-        last = loss.to_scalar::<f32>()?;
+        if !together {
+            last = loss.to_scalar::<f32>()?;
+        }
         let forwarded = Instant::now();
         let mut store = model.backward(&loss)?;
+        wait()?;
         let backwarded = Instant::now();
         let gradients = optimizer.gradients(&mut store)?;
-        optimizer.step(&gradients, rate, 1.0)?;
+        optimizer.step_clipped(&gradients, rate, None)?;
         drop((store, gradients, loss));
-        let end = Instant::now();
-        if step > 0 {
+        wait()?;
+        Ok([start, forwarded, backwarded, Instant::now()])
+    };
+    // The first step fills the buffers and is not counted.
+    for number in 0..=*steps {
+        if number == 1 {
+            used = processor_ms().unwrap_or(0.0);
+        }
+        let [start, forwarded, backwarded, end] = step(number, false)?;
+        if number > 0 {
             let ms = |a: Instant, b: Instant| (b - a).as_secs_f64() * 1e3;
             forward.push(ms(start, forwarded));
             backward.push(ms(forwarded, backwarded));
@@ -152,19 +174,29 @@ fn measure(request: &Request) -> Result<Value> {
             whole.push(ms(start, end));
         }
     }
+    let cpu_ms = processor_ms().map(|now| ((now - used) / *steps as f64).round());
+    if model.gpu().is_some() {
+        let start = Instant::now();
+        for number in 1..=*steps {
+            step(*steps + number, true)?;
+        }
+        wait()?;
+        whole = vec![start.elapsed().as_secs_f64() * 1e3 / *steps as f64];
+    }
     let median = |times: &mut Vec<f64>| {
         times.sort_by(f64::total_cmp);
         (times[times.len() / 2] * 100.0).round() / 100.0
     };
     let all = median(&mut whole);
     Ok(json!({
-        "model": params, "batch": batch, "threads": threads, "device": "cpu", "dtype": "f32", "isa": isa, "steps": steps,
+        "model": params, "batch": batch, "threads": threads, "device": device, "dtype": dtype, "isa": isa, "steps": steps,
         "sequence": matches!(params, ModelParams::Bert { .. }).then_some(sequence), "image": [shape.height, shape.width, shape.channels],
         "examples_per_second": (*batch as f64 / all * 1e4).round() / 10.0,
         "ms": {"forward": median(&mut forward), "backward": median(&mut backward), "update": median(&mut update),
             "step": all, "least": (whole[0] * 100.0).round() / 100.0},
-        "cpu_ms": processor_ms().map(|now| ((now - used) / *steps as f64).round()),
-        "peak_memory_mb": peak_memory()?, "loss": last,
+        "cpu_ms": cpu_ms, "peak_memory_mb": peak_memory()?, "loss": last,
+        "gpu": model.gpu().map(|gpu| gpu.engine.name()).transpose()?,
+        "gpu_memory_mb": model.gpu().map(|gpu| gpu.engine.peak()).transpose()?.map(|bytes| bytes >> 20),
     }))
 }
 

@@ -3,6 +3,7 @@
 
 pub mod batches;
 pub mod bench;
+pub mod check;
 pub mod checkpoint;
 pub mod claims;
 pub mod data;

@@ -38,6 +38,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("synthetic/shift", Entry::Stage(stages::synthetic::shift::run)),
     ("synthetic/show", Entry::Stage(stages::synthetic::show::run)),
     ("bench", Entry::Words(stages::bench::run)),
+    ("check", Entry::Words(stages::check::run)),
     ("identity", Entry::Words(stages::identity::run)),
 ];
 

@@ -4,18 +4,21 @@
 pub mod bert;
 pub mod checkpoint;
 pub mod convnet;
+pub mod gpu;
 pub mod head;
 pub mod mlp;
 pub mod resnet;
 pub mod resnet_cifar;
 
 use crate::nn::cpu::Cpu;
+use crate::nn::gpu::Gpu;
 use crate::rng::Stream;
 use anyhow::{Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use serde::{Deserialize, Serialize};
 use std::cell::Cell;
+use std::sync::Arc;
 
 use bert::{Bert, BertParams};
 use convnet::ConvBody;
@@ -155,9 +158,11 @@ enum Body {
     Mlp(Mlp),
     Conv(ConvBody),
     Bert(Bert),
+    /// A network of convolutions or a BERT on a GPU.
+    Gpu(gpu::Body),
 }
 
-/// A trainable model on the CPU in float32.
+/// A trainable model: on the CPU in float32, or where [`Model::on`] put it.
 pub struct Model {
     shape: Shape,
     body: Body,
@@ -168,6 +173,7 @@ pub struct Model {
     head_name: String,
     /// Seed and step of the next dropout masks.
     dropout: Cell<(u64, u64)>,
+    gpu: Option<Arc<Gpu>>,
 }
 
 /// Builds a model with fresh parameters drawn from `init`.
@@ -230,7 +236,7 @@ pub fn build(params: &ModelParams, shape: Shape, cpu: Cpu, init: &mut Init<'_>) 
     let Builder { parameters, buffers, .. } = builder;
     let last = parameters.last().map(|(name, _)| name.trim_end_matches(".bias").to_string());
     let head_name = last.unwrap_or_default();
-    Ok(Model { shape, body, head, parameters, buffers, head_name, dropout: Cell::new((0, 0)) })
+    Ok(Model { shape, body, head, parameters, buffers, head_name, dropout: Cell::new((0, 0)), gpu: None })
 }
 
 impl Model {
@@ -244,9 +250,12 @@ impl Model {
 
     /// The last hidden layer `h` [N, features]: what the head's rows are multiplied with.
     pub fn features(&self, images: &Tensor, train: bool) -> Result<Tensor> {
-        if let Body::Bert(body) = &self.body {
-            return body.features(images, train.then(|| self.dropout.get()));
+        match &self.body {
+            Body::Bert(body) => return body.features(images, train.then(|| self.dropout.get())),
+            Body::Gpu(body) => return body.features(images, train.then(|| self.dropout.get())),
+            _ => {}
         }
+        let images = &self.gpu.as_ref().map_or(Ok(images.clone()), |gpu| gpu.engine.upload(images))?;
         let Shape { channels, height, width, .. } = self.shape;
         let dims = images.dims();
         ensure!(
@@ -258,15 +267,16 @@ impl Model {
             Body::Flatten => flatten(images),
             Body::Mlp(body) => body.features(&flatten(images)?),
             Body::Conv(body) => body.features(images, train),
-            Body::Bert(body) => body.features(images, train.then(|| self.dropout.get())),
+            Body::Bert(_) | Body::Gpu(_) => unreachable!("these read no image, or check it themselves"),
         }
     }
 
     /// The gradients of a loss of its logits or features, by parameter: to be called instead of [`Tensor::backward`],
-    /// which finds none of a BERT's.
+    /// which finds none of a BERT's, and on a GPU the head's alone.
     pub fn backward(&self, loss: &Tensor) -> Result<GradStore> {
         match &self.body {
             Body::Bert(body) => body.backward(loss),
+            Body::Gpu(body) => body.backward(loss),
             _ => Ok(loss.backward()?),
         }
     }

@@ -5,8 +5,11 @@ pub mod blocks;
 pub mod conv;
 pub mod correlate;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod dropout;
 pub mod gemm;
+pub mod gpu;
 pub mod layout;
 pub mod memory;
 pub mod net;

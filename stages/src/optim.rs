@@ -7,6 +7,11 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Storage, Tensor, Var};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+use crate::nn::gpu::Gpu;
+
+mod gpu;
 
 /// Which optimiser: the `optimizer` param.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -79,6 +84,8 @@ pub struct Optimizer {
     parameters: Vec<Parameter>,
     /// How many steps were made.
     steps: u64,
+    /// Where the parameters lie, if not on the CPU.
+    gpu: Option<Arc<Gpu>>,
 }
 
 impl Optimizer {
@@ -127,7 +134,7 @@ impl Optimizer {
                 })
             })
             .collect::<Result<_>>()?;
-        Ok(Optimizer { params: params.clone(), parameters, steps: 0 })
+        Ok(Optimizer { params: params.clone(), parameters, steps: 0, gpu: None })
     }
 
     /// Takes the parameters' gradients, in their order, out of a backward pass.
@@ -151,6 +158,10 @@ impl Optimizer {
             gradients.len(),
             self.parameters.len()
         );
+        if self.gpu.is_some() {
+            let scaled = gradients.iter().map(|g| Ok((g * scale)?)).collect::<Result<Vec<_>>>()?;
+            return self.step_on_gpu(&scaled, rate, None);
+        }
         self.steps += 1;
         for (p, gradient) in self.parameters.iter().zip(gradients) {
             let rate = rate * p.factor;
@@ -165,6 +176,18 @@ impl Optimizer {
             .with_context(|| format!("optimizer: {}", p.name))?;
         }
         Ok(())
+    }
+
+    /// As [`Optimizer::step`], with the gradients first scaled so that their global norm is at most `clip`.
+    pub fn step_clipped(&mut self, gradients: &[Tensor], rate: f64, clip: Option<f64>) -> Result<()> {
+        if self.gpu.is_some() {
+            return self.step_on_gpu(gradients, rate, clip);
+        }
+        let scale = match clip {
+            Some(most) => clip_scale(global_norm(gradients)?, most),
+            None => 1.0,
+        };
+        self.step(gradients, rate, scale)
     }
 
     /// How many steps were made.
@@ -184,7 +207,7 @@ impl Optimizer {
     pub fn restore(&mut self, steps: u64, find: impl Fn(&str) -> Result<Tensor>) -> Result<()> {
         for p in &self.parameters {
             for (i, state) in p.state.iter().enumerate() {
-                state.set(&find(&format!("{}.{i}", p.name))?)?;
+                state.set(&find(&format!("{}.{i}", p.name))?.to_device(state.device())?)?;
             }
         }
         self.steps = steps;

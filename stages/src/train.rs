@@ -17,7 +17,7 @@ use crate::method::{Counts, Method};
 use crate::models::{self, Model};
 use crate::nn::cpu::Cpu;
 use crate::nn::memory;
-use crate::optim::{Optimizer, clip_scale, global_norm};
+use crate::optim::Optimizer;
 use crate::rng::Stream;
 use crate::scores::{Groups, Scores, Summary};
 
@@ -25,11 +25,13 @@ mod clock;
 mod params;
 mod pretrained;
 mod rehearsal;
+mod seen;
 mod state;
 
 use clock::Clock;
-pub use params::{Deferred, DeviceName, Params, Part, Precision, Select, Warmup, available};
+pub use params::{Deferred, DeviceName, Params, Part, Precision, Select, Warmup, available, place};
 use rehearsal::Rehearsal;
+use seen::Seen;
 use state::{Best, State, copy, fingerprint};
 
 /// A line of `epochs.jsonl`.
@@ -96,6 +98,7 @@ pub fn run(job: Job) -> Result<()> {
         true => Some(pretrained::load(&model, &params.model, &job.input("pretrained")?)?),
         false => None,
     };
+    let model = place(model, params.device, params.dtype)?;
     let trained = match params.part {
         Part::All => model.parameters(),
         Part::LastLayer if pretrained.is_some() => model.head_parameters(),
@@ -104,8 +107,9 @@ pub fn run(job: Job) -> Result<()> {
                  hint: give the input `pretrained`: published weights, or the output of a training"));
         }
     };
-    let mut optimizer =
-        Optimizer::new(&params.optimizer, trained).map_err(|e| bad(format!("params.{e:#}")))?;
+    let mut optimizer = Optimizer::new(&params.optimizer, trained)
+        .map_err(|e| bad(format!("params.{e:#}")))?
+        .on(model.gpu().cloned());
 
     let groups = Groups {
         classes: meta.classes.len(),
@@ -137,6 +141,7 @@ pub fn run(job: Job) -> Result<()> {
     let mut best_weights = state.resume(&path, &model, &mut optimizer, &mut methods.main)?;
 
     let mut clock = Clock::new(state.epoch * per_epoch + state.step, total);
+    let mut seen = Seen::new(model.gpu().is_some());
     let mut measured: Option<Measured> = None;
     std::thread::scope(|scope| -> Result<()> {
         let batches = source.ahead(scope, state.epoch, state.step, params.epochs);
@@ -150,23 +155,12 @@ pub fn run(job: Job) -> Result<()> {
                 let step = state.epoch * per_epoch + state.step;
                 let rate = params.schedule.rate(step, per_epoch, total);
 
-                let (loss, gradients) =
-                    gradients(&model, &optimizer, now, &batch, &params, step, &mut state.running)?;
-                if !loss.is_finite() {
-                    bail!(
-                        "step {} (epoch {}): the loss is {loss}\n\
-                         hint: lower schedule.rate ({rate} here), set clip, or take temperatures nearer to 1",
-                        step + 1,
-                        state.epoch + 1
-                    );
+                let gradients = gradients(&model, &optimizer, now, &batch, &params, step, rate, &mut seen)?;
+                if seen.is_due() {
+                    seen.count(&mut state, per_epoch)?;
                 }
-                let scale = match params.clip {
-                    Some(most) => clip_scale(global_norm(&gradients)?, most),
-                    None => 1.0,
-                };
-                optimizer.step(&gradients, rate, scale)?;
+                optimizer.step_clipped(&gradients, rate, params.clip)?;
 
-                state.loss += loss;
                 state.step += 1;
                 if let Some((train, validation)) = &measured {
                     clock.worst = Some(validation.as_ref().unwrap_or(train).worst_group_accuracy);
@@ -175,12 +169,13 @@ pub fn run(job: Job) -> Result<()> {
                     "epoch {}/{} loss {:.4}",
                     state.epoch + 1,
                     params.epochs,
-                    state.loss / state.step as f64
+                    state.loss / (state.step - seen.steps()).max(1) as f64
                 );
                 clock.step(batch.labels.len(), &note);
                 let stop = job::stop_requested();
                 if stop || (params.checkpoint_every > 0 && (step + 1).is_multiple_of(params.checkpoint_every))
                 {
+                    seen.count(&mut state, per_epoch)?;
                     state.save(&path, &model, &optimizer, now, &best_weights)?;
                 }
                 if stop {
@@ -188,6 +183,7 @@ pub fn run(job: Job) -> Result<()> {
                 }
             }
 
+            seen.count(&mut state, per_epoch)?;
             let done = state.epoch + 1;
             state.last_loss = state.loss / per_epoch as f64;
             let due = params.metrics_every > 0 && done.is_multiple_of(params.metrics_every);
@@ -233,7 +229,7 @@ pub fn run(job: Job) -> Result<()> {
     if let Some(best) = state.best {
         selected = best.epoch;
         for ((_, var), (_, value)) in model.parameters().iter().chain(model.buffers()).zip(&best_weights) {
-            var.set(value)?;
+            var.set(&value.to_device(var.device())?)?;
         }
         measured = None;
     }
@@ -278,7 +274,7 @@ pub fn run(job: Job) -> Result<()> {
     )
 }
 
-/// One batch forward and backward: its loss and the parameters' gradients. Counts its predictions.
+/// One batch forward and backward: the parameters' gradients. What its predictions and its loss were goes to `seen`.
 fn gradients(
     model: &Model,
     optimizer: &Optimizer,
@@ -286,12 +282,14 @@ fn gradients(
     batch: &Batch,
     params: &Params,
     step: u64,
-    running: &mut Scores,
-) -> Result<(f64, Vec<Tensor>)> {
+    rate: f64,
+    seen: &mut Seen,
+) -> Result<Vec<Tensor>> {
     let n = batch.labels.len();
     let part = params.micro_batch.unwrap_or(n).min(n);
     let parts = params.batch.div_ceil(part.max(1)) as u64;
-    let (mut total, mut sum) = (0.0, Vec::new());
+    let mut sum = Vec::new();
+    seen.begin(step, rate);
     for (i, from) in (0..n).step_by(part.max(1)).enumerate() {
         let size = part.min(n - from);
         // Each part draws dropout masks of its own.
@@ -302,22 +300,19 @@ fn gradients(
             Part::All => model.forward(&inputs, true)?,
             Part::LastLayer => model.logits(&model.features(&inputs, false)?.detach())?,
         };
-        count_predictions(running, method, &logits.detach(), labels, groups)?;
         let share = size as f64 / n as f64;
         let loss = method.loss(&logits, labels, groups)?;
         let loss = if size == n { loss } else { (loss * share)? };
-        let value = f64::from(loss.to_scalar::<f32>()?);
-        total += value;
-        if !value.is_finite() {
-            return Ok((value, Vec::new()));
-        }
+        let plain = logits.detach();
+        let shaped = method.shaped(&plain, labels, groups)?;
+        seen.add(seen::Part { loss: loss.detach(), logits: plain, shaped, labels, groups });
         let gradients = optimizer.gradients(&mut model.backward(&loss)?)?;
         sum = match sum.is_empty() {
             true => gradients,
             false => sum.iter().zip(&gradients).map(|(a, b)| Ok((a + b)?)).collect::<Result<_>>()?,
         };
     }
-    Ok((total, sum))
+    Ok(sum)
 }
 
 /// The figures of the given rows, in eval mode.
@@ -346,9 +341,8 @@ fn count_predictions(
     labels: &[u32],
     groups: &[u32],
 ) -> Result<()> {
-    let host = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
-    let shaped = host(&method.shaped(logits, labels, groups)?)?;
-    scores.add(&host(logits)?, &shaped, labels, groups, logits.dim(1)?);
+    let shaped = seen::host(&method.shaped(logits, labels, groups)?)?;
+    scores.add(&seen::host(logits)?, &shaped, labels, groups, logits.dim(1)?);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 use super::Builder;
 use crate::nn::cpu::Cpu;
 use crate::nn::dropout::Key;
+use crate::nn::gpu::bert as gpu;
 use crate::nn::transformer::{Batch, Saved, Transformer};
 use anyhow::{Context, Result, ensure};
 use candle_core::backprop::GradStore;
@@ -130,6 +131,23 @@ impl Bert {
             Transformer { cpu, hidden, layers, heads, intermediate, epsilon, dropout, attention_dropout };
         let body = Body { transformer, vars, gradients: Mutex::new(None) };
         Ok(Bert { params: params.clone(), body: Arc::new(body) })
+    }
+
+    /// For another machine's kernels.
+    pub fn sizes(&self) -> gpu::Sizes {
+        let p = &self.params;
+        gpu::Sizes {
+            vocabulary: p.vocabulary,
+            hidden: p.hidden,
+            layers: p.layers,
+            heads: p.heads,
+            intermediate: p.intermediate,
+            positions: p.positions,
+            types: p.types,
+            epsilon: p.epsilon,
+            dropout: p.dropout,
+            attention_dropout: p.attention_dropout,
+        }
     }
 
     /// The pooled first token [N, hidden]. `tokens` is u32 [N, 3, length]: numbers of tokens, of segments (token types),

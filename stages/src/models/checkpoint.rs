@@ -73,7 +73,7 @@ pub fn load(targets: &[&(String, Var)], path: &Path, rename: &dyn Fn(&str) -> Op
         bail!("{place}: weights of another model:\n  {}", wrong.join("\n  "));
     }
     for (var, tensor) in found {
-        var.set(&tensor)?;
+        var.set(&tensor.to_device(var.device())?)?;
     }
     Ok(())
 }

@@ -108,6 +108,15 @@ impl ConvBody {
         Ok(features)
     }
 
+    pub fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// Of each unit in the net's order: weight, gamma, beta; running mean, running variance, count of batches.
+    pub fn units(&self) -> impl Iterator<Item = [&Var; 6]> {
+        self.units.iter().map(|u| [&u.weight, &u.gamma, &u.beta, &u.mean, &u.variance, &u.count])
+    }
+
     fn running(&self) -> Result<Vec<Statistics>> {
         let values = |var: &Var| -> Result<Vec<f64>> {
             Ok(var.to_vec1::<f32>()?.into_iter().map(f64::from).collect())

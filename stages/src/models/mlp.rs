@@ -24,6 +24,11 @@ impl Mlp {
         Ok(Mlp(layers))
     }
 
+    /// The same of other layers.
+    pub fn of(layers: Vec<Head>) -> Mlp {
+        Mlp(layers)
+    }
+
     pub fn features(&self, rows: &Tensor) -> Result<Tensor> {
         self.0.iter().try_fold(rows.clone(), |rows, layer| relu(&layer.forward(&rows)?))
     }

@@ -7,6 +7,7 @@
 
 use super::conv::Conv;
 use super::cpu::Cpu;
+use super::gpu::net as gpu;
 use super::layout::{self, Image};
 use super::memory::{Buffer, share};
 use super::norm::{self, Lanes};
@@ -99,6 +100,27 @@ impl Net {
     /// Channels of each norm, in the order of the units.
     pub fn norms(&self) -> &[usize] {
         &self.norms
+    }
+
+    /// The steps for another machine's kernels.
+    pub fn plan(&self) -> gpu::Plan {
+        let step = |step: &Step| match step {
+            Step::Unit(Unit { conv, input, residual, relu, .. }) => gpu::Step::Unit {
+                kernel: conv.kernel,
+                // As the output's size is ⌈size / stride⌉; of single pixels any will do.
+                stride: (conv.input.height.div_ceil(conv.output.height))
+                    .max(conv.input.width.div_ceil(conv.output.width)),
+                input: *input,
+                residual: *residual,
+                relu: *relu,
+            },
+            Step::Shortcut { input, before } => gpu::Step::Shortcut { input: *input, before: *before },
+            Step::MaxPool { input } => gpu::Step::MaxPool { input: *input },
+        };
+        gpu::Plan {
+            images: self.shapes.iter().map(|s| (s.height, s.width, s.channels)).collect(),
+            steps: self.steps.iter().map(step).collect(),
+        }
     }
 
     fn push(&mut self, step: Step, shape: Image) -> Value {

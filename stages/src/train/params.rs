@@ -1,12 +1,15 @@
 //! The params of a training: what may be asked, its defaults, and what cannot be. Knows no tensor and no file.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::batches::Augment;
 use crate::job::bad;
 use crate::method::{Counts, Extras, Method, Request};
-use crate::models::ModelParams;
+use crate::models::{Model, ModelParams};
+use crate::nn::gpu::Gpu;
 use crate::optim::OptimizerParams;
 use crate::schedule::Schedule;
 
@@ -118,22 +121,57 @@ pub enum DeviceName {
 pub enum Precision {
     #[default]
     F32,
+    /// Float32 whose products round their factors to TF32.
+    Tf32,
+    /// Activations in bf16, weights and sums in float32.
     Bf16,
 }
 
-/// Errors: what this program or this machine lacks for a device and a type, and the cure.
+/// Errors: what this program lacks for a device and a type, and the cure.
 pub fn available(device: DeviceName, dtype: Precision) -> Result<(), &'static str> {
     match (device, dtype) {
         (DeviceName::Cpu, Precision::Bf16) => {
             Err("dtype: bf16: there is no bf16 arithmetic on the cpu\nhint: set dtype: f32")
         }
-        (DeviceName::Cuda, _) if cfg!(feature = "cuda") => {
-            Err("device: cuda: the kernels of this program train on the CPU alone\nhint: set device: cpu")
+        (DeviceName::Cpu, Precision::Tf32) => {
+            Err("dtype: tf32: there is no TF32 arithmetic on the cpu\nhint: set dtype: f32")
         }
-        (DeviceName::Cuda, _) => Err("device: cuda: this program was built without CUDA\n\
-             hint: set device: cpu, for one run with -S device=cpu; training on CUDA is still to come"),
-        (DeviceName::Cpu, Precision::F32) => Ok(()),
+        (DeviceName::Cuda, _) if !cfg!(feature = "cuda") => {
+            Err("device: cuda: this program was built without CUDA\n\
+             hint: set device: cpu, for one run with -S device=cpu; or, on a machine with an NVIDIA GPU and its driver, \
+             take the program of scripts/cuda_build.sh, with -S program=cuda")
+        }
+        _ => Ok(()),
     }
+}
+
+/// The model where it is to be trained.
+///
+/// Errors: `BadInput` for a device that is not there, a type that the model does not have.
+pub fn place(model: Model, device: DeviceName, dtype: Precision) -> Result<Model> {
+    match device {
+        DeviceName::Cpu => Ok(model),
+        DeviceName::Cuda => {
+            let gpu = gpu(dtype).map_err(|e| bad(format!("params.{e:#}")))?;
+            model.on(gpu).map_err(|e| bad(format!("params.{e:#}")))
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn gpu(dtype: Precision) -> Result<Arc<Gpu>> {
+    use crate::nn::cuda::{Arithmetic, open};
+    open(match dtype {
+        Precision::F32 => Arithmetic::Float32,
+        Precision::Tf32 => Arithmetic::Tf32,
+        Precision::Bf16 => Arithmetic::Bf16,
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu(dtype: Precision) -> Result<Arc<Gpu>> {
+    available(DeviceName::Cuda, dtype).map_err(anyhow::Error::msg)?;
+    anyhow::bail!("device: cuda: this program was built without CUDA")
 }
 
 /// Which epoch's weights are the result.

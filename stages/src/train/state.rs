@@ -97,7 +97,8 @@ impl State {
             saved.tensors.get(&name).cloned().with_context(|| format!("checkpoint: {name}: missing"))
         };
         for (name, var) in model.parameters().iter().chain(model.buffers()) {
-            var.set(&find("model", name)?).with_context(|| format!("checkpoint: {name}"))?;
+            var.set(&find("model", name)?.to_device(var.device())?)
+                .with_context(|| format!("checkpoint: {name}"))?;
         }
         optimizer.restore(saved.state.optimizer_steps, |name| find("optimizer", name))?;
         method.restore(&saved.state.method)?;
