@@ -13,9 +13,17 @@ fn the_theory_runs_in_small() {
     };
     repo.itpipe(&["run", "theory", "--profile", "smoke"]).good();
     let page = repo.read("reports/smoke-theory/index.html");
-    for part in
-        ["figure1", "theorem1", "theorem2", "theorem3", "theorem45", "figure4a", "figure6", "automatic"]
-    {
+    for part in [
+        "figure1",
+        "theorem1",
+        "theorem2",
+        "theorem3",
+        "theorem45",
+        "errata",
+        "figure4a",
+        "figure6",
+        "automatic",
+    ] {
         assert!(page.contains(&format!("<section id=\"{part}\"")), "no {part}");
     }
     assert!(

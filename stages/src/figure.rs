@@ -179,6 +179,7 @@ fn figure2(runs: &Runs<Evaluated>, ratio: u64) -> Result<Drawing> {
             },
             unit: "%".to_string(),
             bounds: (0.0, 100.0),
+            bands: false,
             series,
             references: [line(Method::Erm), line(Method::Iw)].into_iter().flatten().collect(),
         });
@@ -290,6 +291,7 @@ fn figure3(metrics: &Runs<Evaluated>, runs: &Runs<Shaped>, gamma: f64, classes: 
                 },
                 unit: "°".to_string(),
                 bounds: (0.0, 180.0),
+                bands: false,
                 series,
                 references: lines(&ratios, classes, half == "majority", word == "classifier"),
             });

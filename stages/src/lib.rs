@@ -40,6 +40,7 @@ pub mod synthetic {
     pub mod boundary;
     pub mod descent;
     pub mod direction;
+    pub mod errata;
     pub mod figure4;
     pub mod figure6;
     pub mod lbfgs;

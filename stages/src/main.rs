@@ -31,6 +31,7 @@ const ENTRIES: &[(&str, Entry)] = &[
     ("synthetic/boundary", Entry::Stage(stages::synthetic::boundary::run)),
     ("synthetic/bound", Entry::Stage(stages::synthetic::bound::run)),
     ("synthetic/direction", Entry::Stage(stages::synthetic::direction::run)),
+    ("synthetic/errata", Entry::Stage(stages::synthetic::errata::run)),
     ("synthetic/figure4", Entry::Stage(stages::synthetic::figure4::run)),
     ("synthetic/figure6", Entry::Stage(stages::synthetic::figure6::run)),
     ("synthetic/peeled", Entry::Stage(stages::synthetic::peeled::run)),

@@ -86,6 +86,8 @@ pub struct Panel {
     pub unit: String,
     /// Values that no axis may pass, as 0 and 100.
     pub bounds: (f64, f64),
+    /// Intervals as filled bands, for curves along a continuous axis; else as bars, series side by side.
+    pub bands: bool,
     pub series: Vec<Series>,
     pub references: Vec<Reference>,
 }
@@ -236,12 +238,28 @@ fn draw(area: &Area, panel: &Panel) -> Drawn {
         dashed(area, &frame, reference)?;
     }
     labels(area, panel, &frame)?;
+    if panel.bands {
+        panel.series.iter().try_for_each(|one| band(area, &frame, one))?;
+    }
     for (i, one) in panel.series.iter().enumerate() {
         // Series side by side where their x agree, so that intervals do not hide each other.
         let shift = (2 * i as i32 - (panel.series.len() as i32 - 1)) * 2 * UNIT;
-        series(area, &frame, one, shift)?;
+        series(area, &frame, one, if panel.bands { None } else { Some(shift) })?;
     }
     Ok(())
+}
+
+/// The intervals of a curve as one area.
+fn band(area: &Area, frame: &Frame, series: &Series) -> Drawn {
+    if series.points.len() < 2 || series.points.iter().all(|p| p.half_width.is_none()) {
+        return Ok(());
+    }
+    let edge = |sign: f64| {
+        let at = move |p: &Point| frame.at(p.x, p.mean + sign * p.half_width.unwrap_or(0.0));
+        series.points.iter().map(at)
+    };
+    let around: Vec<_> = edge(1.0).chain(edge(-1.0).rev()).collect();
+    area.draw(&Polygon::new(around, series.look.colour.rgb().mix(0.16)))
 }
 
 /// The references' names at the right of the frame, each at its line's height unless the one above needs the room.
@@ -324,16 +342,17 @@ fn dashed(area: &Area, frame: &Frame, reference: &Reference) -> Drawn {
     Ok(())
 }
 
-fn series(area: &Area, frame: &Frame, series: &Series, shift: i32) -> Drawn {
+/// A curve with its marks; `shift` moves it along x and gives it bars, `None` leaves it where it is, in a band.
+fn series(area: &Area, frame: &Frame, series: &Series, shift: Option<i32>) -> Drawn {
     let colour = series.look.colour.rgb();
     let at = |x: f64, y: f64| {
         let (px, py) = frame.at(x, y);
-        (px + shift, py)
+        (px + shift.unwrap_or(0), py)
     };
     let line: Vec<_> = series.points.iter().map(|p| at(p.x, p.mean)).collect();
     area.draw(&PathElement::new(line, colour.mix(0.85).stroke_width(2 * UNIT as u32)))?;
     for point in &series.points {
-        if let Some(half) = point.half_width {
+        if let (Some(half), Some(_)) = (point.half_width, shift) {
             let (low, high) = (at(point.x, point.mean - half), at(point.x, point.mean + half));
             area.draw(&PathElement::new(
                 vec![low, high],

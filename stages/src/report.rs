@@ -16,6 +16,7 @@ use crate::table::{self, Fidelity, Table};
 
 mod appendix;
 mod page;
+mod theory;
 
 /// The version of the provenance document that this program reads.
 const PROVENANCE: u32 = 1;
@@ -108,6 +109,8 @@ struct Content {
     /// Of all tables and figures.
     measurements: Measurements,
     sources: Vec<Fidelity>,
+    /// What the target `theory` came to, where this page takes it: its verdicts, if they are there.
+    theory: Option<Option<theory::Verdicts>>,
 }
 
 impl Content {
@@ -128,8 +131,9 @@ impl Content {
     }
 }
 
-/// Runs the stage. Inputs: `tables`, `figures` (lists of folders), `claims`, `provenance` (files). Output: `index.html`,
-/// `tables/ID.{md,tex,csv}`, `figures/ID.{svg,csv}`.
+/// Runs the stage. Inputs: `tables`, `figures` (lists of folders), `claims`, `provenance` (files), optionally `theory` (the
+/// folder of the theory's published tables). Output: `index.html`, `tables/ID.{md,tex,csv}`, `figures/ID.{svg,csv}`; of the
+/// theory `tables/verdicts.json` too, where numbers may be judged.
 ///
 /// Errors: `BadInput` for a missing or foreign file, two tables or figures of one id.
 pub fn run(job: Job) -> Result<()> {
@@ -137,6 +141,9 @@ pub fn run(job: Job) -> Result<()> {
     for (from, to) in files {
         let bytes = fs::read(&from).map_err(|e| bad(format!("{}: {e}", from.display())))?;
         job::write(&job.out().join(to), &bytes)?;
+    }
+    if content.params.scope == Scope::Theory && content.judges() {
+        job::write_json(&job.out().join("tables/verdicts.json"), &theory::Verdicts::of(&content))?;
     }
     job::write(&job.out().join("index.html"), page::html(&content).into_string().as_bytes())
 }
@@ -187,7 +194,11 @@ fn read(job: &Job) -> Result<(Content, Copies)> {
     }
     sources.sort();
     sources.dedup();
-    Ok((Content { params, claims, provenance, tables, figures, measurements, sources }, files))
+    let theory = match job.has_input("theory") {
+        true => Some(theory::Verdicts::read(&job.input("theory")?)?),
+        false => None,
+    };
+    Ok((Content { params, claims, provenance, tables, figures, measurements, sources, theory }, files))
 }
 
 /// A JSON file of an upstream's folder, with its version looked at before its fields.

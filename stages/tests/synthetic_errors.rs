@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use stages::job::{Job, exit_code};
 use stages::synthetic::linalg::Matrix;
 use stages::synthetic::logistic::{Loss, Stop};
-use stages::synthetic::{bound, direction, figure4, figure6, nonneg, peeled, separators, shift};
+use stages::synthetic::{
+    bound, boundary, direction, errata, figure4, figure6, nonneg, peeled, separators, shift,
+};
 
 type Stage = fn(Job) -> anyhow::Result<()>;
 
@@ -87,6 +89,38 @@ fn theorems() {
     let params = json!({"majority": 6, "ratios": [10], "dimension": 2, "mean": 2, "constant": 3, "ridge": 1e-9,
         "validation": 1, "temperatures": [1], "seeds": [0]});
     assert!(fails(shift::run, params).0.ends_with("ratios up to the majority, are expected"));
+}
+
+#[test]
+fn boundaries_and_slips() {
+    let params = json!({"majority": 8, "minority": 2, "mean": 2, "clearance": 0.5, "temperatures": [1, 2], "steps": 2,
+        "early": [1], "rate": 1, "width": 3, "network_steps": 1, "seed": 0});
+    for (path, value, message) in [
+        ("/mean", json!(-2), "params: mean: -2 is not a positive number"),
+        ("/temperatures", json!([-1]), "params: temperatures: -1 is not a positive number"),
+        (
+            "/minority",
+            json!(0),
+            "params: majority, minority, width, steps: at least 1, and clearance below mean, are expected",
+        ),
+    ] {
+        assert_eq!(fails(boundary::run, with(params.clone(), path, value)), (message.to_string(), 2));
+    }
+    let params = json!({"classes": 10, "ratios": [10], "fractions": [0.9], "core_means": [1], "spurious_means": [1.5],
+        "model": {"p": 0.9, "core_mean": 1, "core_sd": 1, "spurious_mean": 2, "spurious_sd": 0.2, "price": 3}});
+    for (path, value, message) in [
+        ("/classes", json!(5), "params: classes: 5, an even number of at least 4 is expected"),
+        ("/fractions", json!([0]), "params: fractions: 0 does not lie between 0 and 1"),
+        ("/core_means", json!([-1]), "params: core_means: -1 is not a positive number"),
+        (
+            "/spurious_means",
+            json!([0.5]),
+            "params: spurious means above core means are expected: remark 5 is about the easier feature",
+        ),
+        ("/model/core_sd", json!(-1), "params: core_sd: -1 is not a positive number"),
+    ] {
+        assert_eq!(fails(errata::run, with(params.clone(), path, value)), (message.to_string(), 2));
+    }
 }
 
 #[test]

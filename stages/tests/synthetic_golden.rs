@@ -107,6 +107,7 @@ fn layer_peeled_optima_are_those_of_the_semidefinite_programmes() {
         near("majority", found.rows.majority, tolerance);
         near("minority", found.rows.minority, tolerance);
         near("between", found.rows.between, tolerance);
+        near("norms", found.rows.norms, tolerance);
         near("features_minority", found.features.minority, tolerance);
         assert!(found.gap < 1e-9);
         let closed = match placement {

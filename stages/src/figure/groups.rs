@@ -65,6 +65,7 @@ pub fn draw(layout: Layout, runs: &[GroupRun]) -> Result<Drawing> {
                 },
                 unit: unit.to_string(),
                 bounds: if layout == Layout::Figure5 { (0.0, epochs) } else { (0.0, 100.0) },
+                bands: false,
                 series,
                 references: vec![],
             });

@@ -11,6 +11,7 @@ fn example() -> (Vec<Panel>, Vec<Look>) {
         x: Axis { label: "R".into(), ticks: vec![(1.0, "1".into()), (100.0, "100".into())], log: true },
         unit: "%".into(),
         bounds: (0.0, 100.0),
+        bands: false,
         series: vec![Series {
             look: look.clone(),
             points: vec![point(1.0, 60.0, Some(80.0)), point(100.0, 20.0, None)],

@@ -3,7 +3,7 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
-use super::{Content, Deviation, Setting, appendix};
+use super::{Content, Deviation, Setting, appendix, theory as beside};
 use crate::claims::{Claim, Computation, Further, Judged, Scope, Verdict};
 use crate::grid::{RowKind, anchor, decimal};
 use crate::stats::Summary;
@@ -62,6 +62,7 @@ pub fn html(c: &Content) -> Markup {
                             }
                         }
                     }
+                    @if let Some(theory) = &c.theory { (beside::section(theory.as_ref())) }
                     (verdicts(c))
                     (readings(c))
                     (rerun(c))
@@ -92,6 +93,7 @@ fn contents(c: &Content) -> Markup {
                 li { a href="#run" { "What was run" } }
                 @for t in &c.tables { li { a href=(format!("#{}", t.id)) { (short(&t.title)) } } }
                 @for f in &c.figures { li { a href=(format!("#{}", f.figure.id)) { (short(&f.figure.title)) } } }
+                @if c.theory.is_some() { li { a href="#theory" { "The theory" } } }
                 li { a href="#verdicts" { "Verdicts" } }
                 li { a href="#readings" { "The paper's text" } }
                 li { a href="#rerun" { "How to run it" } }
@@ -297,9 +299,9 @@ fn verdicts(c: &Content) -> Markup {
     }
 }
 
-fn verdict(c: &Content, judged: &Judged) -> Markup {
-    let signed = matches!(judged.claim, Claim::Ordering { .. });
-    let (class, text) = match judged.verdict {
+/// A verdict's class and words.
+pub fn words_of(verdict: &Verdict) -> (&'static str, String) {
+    match verdict {
         Verdict::Match => ("match", "match".to_string()),
         Verdict::Contradicted => ("contradicted", "contradicted".to_string()),
         Verdict::Inconclusive(Further::Seeds(n)) => ("open", format!("inconclusive: {n} more seeds")),
@@ -310,7 +312,12 @@ fn verdict(c: &Content, judged: &Judged) -> Markup {
             ("open", "inconclusive: one seed shows no spread".to_string())
         }
         Verdict::NotRun => ("none", "not run".to_string()),
-    };
+    }
+}
+
+fn verdict(c: &Content, judged: &Judged) -> Markup {
+    let signed = matches!(judged.claim, Claim::Ordering { .. });
+    let (class, text) = words_of(&judged.verdict);
     let margin = c.claims.margins.get(judged.claim.margin()).map(|m| m.size.to_string()).unwrap_or_default();
     html! {
         tr id=(format!("c-{}", judged.claim.id())) {

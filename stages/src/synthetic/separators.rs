@@ -33,7 +33,7 @@ struct Params {
 }
 
 /// Sagawa et al.'s theorem 1: σ_c = 1, σ_s² = 1 / (16 log(100 n_maj)), σ_n² = n_maj / 600², n_min = 100.
-fn sagawa(p: f64) -> Model {
+pub(super) fn sagawa(p: f64) -> Model {
     let majority = 100.0 * p / (1.0 - p);
     Model {
         p,
@@ -46,7 +46,7 @@ fn sagawa(p: f64) -> Model {
 }
 
 /// Theorem 10's sufficient range of λ.
-fn printed_range(p: f64) -> (f64, f64) {
+pub(super) fn printed_range(p: f64) -> (f64, f64) {
     let euler = (2.0 * std::f64::consts::PI * std::f64::consts::E).sqrt();
     let low = p / (8.0 * (1.0 - p)) + 0.25 * (1.0 - 1.0 / euler);
     (low, (1.0 + 0.5_f64.sqrt()) / (8.0 * (1.0 - p)))

@@ -238,6 +238,7 @@ fn drawing(id: &str, layout: &FigureLayout, all: &Measurements) -> Result<Drawin
             x: Axis { label: p.x.clone(), ticks: ticks(&xs, p.log), log: p.log },
             unit: p.unit.clone(),
             bounds: p.bounds.unwrap_or((-1e12, 1e12)),
+            bands: true,
             series,
             references,
         });
