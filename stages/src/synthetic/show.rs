@@ -115,6 +115,9 @@ fn digits() -> usize {
     2
 }
 
+/// A search for the upper end of a range went so far and met none.
+const NO_END: f64 = 1e9;
+
 /// Colours and marks by number.
 const PALETTE: [(Colour, Mark); 9] = [
     (Colour(0x7d, 0x83, 0x8c), Mark::Circle),
@@ -353,6 +356,9 @@ fn cell(text: &str, digits: usize, all: &Measurements, into: &mut Measurements) 
     let Some(s) = summary else { return Cell::Empty };
     for (id, m) in ids.iter().zip(found.unwrap_or_default()) {
         into.insert(id.to_string(), m.clone());
+    }
+    if s.mean >= NO_END {
+        return Cell::Empty;
     }
     Cell::Measured {
         mean: s.mean,
