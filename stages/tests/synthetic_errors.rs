@@ -59,8 +59,10 @@ fn best_temperature() {
     fields.extend(json!({"panel": "scale", "values": [1.0], "near": 1}).as_object().unwrap().clone());
     let zero = fails(figure6::run, with(params.clone(), "/values", json!([0])));
     assert_eq!(zero, ("params: values: 0 is not a positive number".to_string(), 2));
-    let zero = fails(figure6::run, with(params, "/m", json!(0)));
-    assert_eq!(zero, ("params: m: 0, at least 1 is expected".to_string(), 2));
+    for name in ["m", "n", "test", "validation"] {
+        let zero = fails(figure6::run, with(params.clone(), &format!("/{name}"), json!(0)));
+        assert_eq!(zero, (format!("params: {name}: 0, at least 1 is expected"), 2));
+    }
 }
 
 #[test]

@@ -46,8 +46,10 @@ pub fn run(job: Job) -> Result<()> {
     positive("ridge", p.ridge)?;
     positive("near", p.near)?;
     mixture::temperatures(&p.temperatures)?;
-    if p.m == 0 {
-        return Err(bad("params: m: 0, at least 1 is expected"));
+    for (name, value) in [("m", p.m), ("n", p.n), ("test", p.test), ("validation", p.validation)] {
+        if value == 0 {
+            return Err(bad(format!("params: {name}: 0, at least 1 is expected")));
+        }
     }
     // Points that an interrupted attempt had finished.
     let kept = job.scratch().join("outcome.json");
