@@ -49,7 +49,7 @@ pub fn run(job: Job) -> Result<()> {
         centring(p.classes, *ratio, &mut out)?;
     }
     for mean in &p.spurious_means {
-        out.add(format!("errata/coefficient/{}", word(*mean)), "", 0, coefficient(&p.model, *mean));
+        out.add(format!("errata/coefficient/{}", word(*mean)), "", 0, 1e3 * coefficient(&p.model, *mean));
     }
     for mean in &p.core_means {
         let model = Model { core_mean: *mean, ..p.model };
