@@ -2,27 +2,18 @@
 //! `stages`; where that is not built (the engine's tests alone) there is nothing to run. The commands of the second half
 //! run in `commands.rs`.
 
-use std::path::Path;
+mod support;
+
 use std::process::Command;
+use support::Repo;
 
 #[test]
 fn the_readmes_commands_run() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let binary = Path::new(env!("CARGO_BIN_EXE_itpipe"));
-    if !binary.with_file_name("stages").is_file() {
+    let binary = env!("CARGO_BIN_EXE_itpipe");
+    let Some(copy) = Repo::of_this_repository() else {
         eprintln!("skipped: `stages` is not built");
         return;
-    }
-    // The same repository elsewhere, but for what a run writes; the program is there, so that nothing is built.
-    let copy = tempfile::tempdir().expect("a folder");
-    for name in ["Cargo.toml", "Cargo.lock", "claims.yaml", "theory.yaml", "stages", "tests", "target", "src"]
-    {
-        std::os::unix::fs::symlink(root.join(name), copy.path().join(name)).expect("a symlink");
-    }
-    let pipeline = std::fs::read_to_string(root.join("pipeline.yaml")).expect("the pipeline");
-    let built: Vec<&str> = pipeline.lines().filter(|line| !line.trim_start().starts_with("build:")).collect();
-    std::fs::write(copy.path().join("pipeline.yaml"), built.join("\n")).expect("a pipeline");
-
+    };
     let readme = include_str!("../README.md");
     let first = &readme[..readme.find("## A pipeline of your own").expect("the second half")];
     let mut ran = Vec::new();
@@ -31,6 +22,8 @@ fn the_readmes_commands_run() {
         let command = match line.strip_prefix("cargo run --release -- ").or(line.strip_prefix("itpipe ")) {
             // This test is part of what it runs.
             None if line.starts_with("cargo test ") => continue,
+            // Half an hour with a toolkit to fetch, and a GPU.
+            None if line.starts_with("scripts/cuda_build.sh") || line.contains("target/cuda/") => continue,
             None => panic!("the README has a command that no test knows: {line}"),
             // An hour and more, with files that are not here: in small, or what it would do.
             Some("run report --profile laptop --mirror DIR") => "plan report --profile laptop".to_string(),
@@ -38,7 +31,7 @@ fn the_readmes_commands_run() {
             Some(command) => command.to_string(),
         };
         let words = command.split(' ').map(|word| word.trim_matches('\''));
-        let out = Command::new(binary).args(words).current_dir(copy.path()).output().expect("itpipe starts");
+        let out = Command::new(binary).args(words).current_dir(copy.root()).output().expect("itpipe starts");
         let (said, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
         assert!(out.status.success(), "{command}: {said}{stderr}");
         if command == "run report --profile smoke" {
@@ -50,6 +43,6 @@ fn the_readmes_commands_run() {
         ran.push(command);
     }
     assert!(ran.len() >= 7, "{ran:?}");
-    let page = std::fs::read_to_string(copy.path().join("reports/smoke/index.html")).expect("a page");
+    let page = std::fs::read_to_string(copy.root().join("reports/smoke/index.html")).expect("a page");
     assert!(page.contains("Table 2") && page.contains("Reduced: "), "no tables, or no banner");
 }

@@ -86,7 +86,7 @@ impl Trained {
     /// From now on a batch of each split is all there is.
     fn rehearse(&mut self, folder: &Path) -> Result<()> {
         let (indices, most) = (&mut self.indices, self.inputs.at_once());
-        let real = rehearsal::stands_for::<Sizes>(folder)?.unwrap_or_else(|| Sizes {
+        let real = rehearsal::stands_for::<Sizes>(folder)?.unwrap_or(Sizes {
             train: indices.train.len(),
             validation: indices.validation.len(),
             test: indices.test.len(),

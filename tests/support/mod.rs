@@ -135,13 +135,10 @@ impl Repo {
         for name in ["Cargo.toml", "Cargo.lock", "claims.yaml", "theory.yaml", "stages", "tests", "src"] {
             std::os::unix::fs::symlink(root.join(name), repo.path(name)).unwrap();
         }
-        fs::create_dir_all(repo.path("reports")).unwrap();
-        std::os::unix::fs::symlink(root.join("reports/theory"), repo.path("reports/theory")).unwrap();
         fs::create_dir_all(repo.path("target/release")).unwrap();
         std::os::unix::fs::symlink(binary, repo.path("target/release/stages")).unwrap();
         let pipeline = fs::read_to_string(root.join("pipeline.yaml")).unwrap();
-        let built: Vec<&str> =
-            pipeline.lines().filter(|line| !line.trim_start().starts_with("build:")).collect();
+        let built: Vec<&str> = pipeline.lines().filter(|line| !line.starts_with("    build:")).collect();
         assert_eq!(built.len() + 1, pipeline.lines().count(), "one program is built");
         repo.write("pipeline.yaml", built.join("\n"));
         Some(repo)
