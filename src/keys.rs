@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use serde_json::json;
+use serde::{Serialize, Serializer};
 
 use crate::action::{self, Action, InputDigest, Manifest};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::event::Event;
 use crate::job::{Material, Placed};
-use crate::pipeline::{Command, Input, Kind, Source, Stage, StageId};
+use crate::pipeline::{Command, Input, Kind, Repeatable, Source, Stage, StageId, Value};
 use crate::program::{self, Ready};
 use crate::session::Session;
 use crate::tree::Tree;
@@ -52,6 +52,54 @@ impl Keyed {
     }
 }
 
+/// The provenance document: what led to the inputs of a stage.
+#[derive(Serialize)]
+struct Document<'k> {
+    version: u32,
+    profile: &'k str,
+    vars: &'k BTreeMap<String, Value>,
+    stages: Vec<Origin<'k>>,
+}
+
+#[derive(Serialize)]
+struct Origin<'k> {
+    name: &'k str,
+    kind: Option<&'k str>,
+    key: Digest,
+    command: Words<'k>,
+    params: &'k BTreeMap<String, Value>,
+    #[serde(serialize_with = "as_map")]
+    inputs: Vec<(&'k str, From)>,
+    tree: Digest,
+    code: Vec<CodeFile<'k>>,
+    identity: Option<&'k str>,
+    repeatable: Repeatable,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Words<'k> {
+    Line(&'k str),
+    Argv(&'k [String]),
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum From {
+    One(Option<String>),
+    Many(Vec<String>),
+}
+
+#[derive(Serialize)]
+struct CodeFile<'k> {
+    path: &'k str,
+    digest: &'k str,
+}
+
+fn as_map<S: Serializer>(pairs: &[(&str, From)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(pairs.iter().map(|(name, from)| (name, from)))
+}
+
 /// The words and the environment of an identity command.
 type Asked = (Vec<String>, Vec<(String, String)>);
 
@@ -64,6 +112,8 @@ pub struct Keys<'a> {
     code: RefCell<HashMap<Vec<String>, Rc<Code>>>,
     identities: RefCell<HashMap<Asked, Rc<str>>>,
     trees: RefCell<HashMap<Digest, Rc<Tree>>>,
+    /// The last provenance document of a stage, and the outputs of its upstream that it was made of.
+    documents: RefCell<HashMap<StageId, (Vec<Option<Output>>, Digest)>>,
     secrets: Vec<String>,
 }
 
@@ -134,6 +184,7 @@ impl<'a> Keys<'a> {
             code: RefCell::default(),
             identities: RefCell::default(),
             trees: RefCell::default(),
+            documents: RefCell::default(),
             secrets: action::secrets(),
         })
     }
@@ -397,69 +448,76 @@ impl<'a> Keys<'a> {
                 Ok((digest, Material::Repo { path, seen }))
             }
             Source::Provenance => {
-                let document = self.provenance(consumer, outputs, past)?;
-                let blob = Digest::of(&document);
-                if !self.session.store.contains(&blob) {
-                    self.session.store.put_bytes(&document)?;
-                }
+                let blob = self.document(consumer, outputs, past)?;
                 Ok((blob, Material::Document { blob }))
             }
         }
     }
 
-    /// What led to the inputs of a stage: a function of them alone, so that the page made from it is one too.
-    fn provenance(
+    /// What led to the inputs of a stage, in the store. A plan and the run after it want the same one.
+    fn document(
         &self,
         consumer: StageId,
         outputs: &[Option<Output>],
         past: &[Option<Rc<Keyed>>],
+    ) -> Result<Digest, Error> {
+        let upstream = self.session.graph.upstream(&[consumer]);
+        let of: Vec<Option<Output>> = upstream.iter().map(|id| outputs[id.index()]).collect();
+        if let Some((made_of, blob)) = self.documents.borrow().get(&consumer)
+            && *made_of == of
+        {
+            return Ok(*blob);
+        }
+        let document = self.provenance(consumer, outputs, past)?;
+        let blob = Digest::of(&document);
+        if !self.session.store.contains(&blob) {
+            self.session.store.put_bytes(&document)?;
+        }
+        self.documents.borrow_mut().insert(consumer, (of, blob));
+        Ok(blob)
+    }
+
+    /// The text of that document: a function of the inputs alone, so that the page made from it is one too.
+    fn provenance<'k>(
+        &'k self,
+        consumer: StageId,
+        outputs: &[Option<Output>],
+        past: &'k [Option<Rc<Keyed>>],
     ) -> Result<Vec<u8>, Error> {
         let pipeline = &self.session.pipeline;
         let mut stages = Vec::new();
         for id in self.session.graph.upstream(&[consumer]).into_iter().filter(|id| *id != consumer) {
             let stage = self.session.stage(id);
             let (Some(output), Some(keyed)) = (outputs[id.index()], &past[id.index()]) else { continue };
-            let of = |prefix: &'static str| {
-                keyed
-                    .manifest
-                    .lines
-                    .iter()
-                    .filter_map(move |(k, v)| Some((k.strip_prefix(prefix)?.to_string(), v.clone())))
+            let inputs = stage.inputs.iter().map(|(name, input)| {
+                let mut names = input.sources().iter().map(|s| self.visible(s));
+                let from = match input {
+                    Input::One(_) => From::One(names.next()),
+                    Input::Many(_) => From::Many(names.collect()),
+                };
+                (name.as_str(), from)
+            });
+            let code = |(field, digest): &'k (String, String)| {
+                Some(CodeFile { path: field.strip_prefix("code.")?, digest })
             };
-            let inputs: serde_json::Map<_, _> = stage
-                .inputs
-                .iter()
-                .map(|(name, input)| {
-                    let names: Vec<String> = input.sources().iter().map(|s| self.visible(s)).collect();
-                    let value = match input {
-                        Input::One(_) => json!(names.first()),
-                        Input::Many(_) => json!(names),
-                    };
-                    (name.clone(), value)
-                })
-                .collect();
-            stages.push(json!({
-                "name": stage.name,
-                "kind": stage.kind.name,
-                "key": output.key,
-                "command": match &stage.kind.command {
-                    Command::Shell(text) => json!(text),
-                    Command::Argv(words) => json!(words),
+            let lines = &keyed.manifest.lines;
+            stages.push(Origin {
+                name: &stage.name,
+                kind: stage.kind.name.as_deref(),
+                key: output.key,
+                command: match &stage.kind.command {
+                    Command::Shell(text) => Words::Line(text),
+                    Command::Argv(words) => Words::Argv(words),
                 },
-                "params": stage.params,
-                "inputs": inputs,
-                "tree": output.tree,
-                "code": of("code.").map(|(path, digest)| json!({ "path": path, "digest": digest })).collect::<Vec<_>>(),
-                "identity": of("identity").map(|(_, text)| text).next(),
-                "repeatable": stage.kind.repeatable,
-            }));
+                params: &stage.params,
+                inputs: inputs.collect(),
+                tree: output.tree,
+                code: lines.iter().filter_map(code).collect(),
+                identity: lines.iter().find(|(field, _)| field == "identity").map(|(_, text)| text.as_str()),
+                repeatable: stage.kind.repeatable,
+            });
         }
-        let document = json!({
-            "version": 1,
-            "profile": pipeline.profile,
-            "vars": pipeline.vars,
-            "stages": stages,
-        });
+        let document = Document { version: 1, profile: &pipeline.profile, vars: &pipeline.vars, stages };
         serde_json::to_vec_pretty(&document).map_err(|e| Error::environment(format!("provenance: {e}")))
     }
 }

@@ -66,9 +66,11 @@ pub enum Cell {
     },
 }
 
-/// A number with so many decimals, without a negative zero; `signed`: with a plus. The minus is U+2212.
+/// A number with so many decimals, without a negative zero, from a million on with an exponent; `signed`: with a plus. The
+/// minus is U+2212.
 pub fn decimal(value: f64, digits: usize, signed: bool) -> String {
-    let text = format!("{:.digits$}", value.abs());
+    let size = value.abs();
+    let text = if size < 1e6 { format!("{size:.digits$}") } else { format!("{size:.digits$e}") };
     let zero = text.bytes().all(|b| b == b'0' || b == b'.');
     match (zero, value < 0.0, signed) {
         (false, true, _) => format!("\u{2212}{text}"),

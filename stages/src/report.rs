@@ -109,8 +109,8 @@ struct Content {
     /// Of all tables and figures.
     measurements: Measurements,
     sources: Vec<Fidelity>,
-    /// What the target `theory` came to, where this page takes it: its verdicts, if they are there.
-    theory: Option<Option<theory::Verdicts>>,
+    /// What the target `theory` came to, where this page takes it.
+    theory: Option<theory::Verdicts>,
 }
 
 impl Content {
@@ -132,7 +132,7 @@ impl Content {
 }
 
 /// Runs the stage. Inputs: `tables`, `figures` (lists of folders), `claims`, `provenance` (files), optionally `theory` (the
-/// folder of the theory's published tables). Output: `index.html`, `tables/ID.{md,tex,csv}`, `figures/ID.{svg,csv}`; of the
+/// verdicts of a theory's report, as committed). Output: `index.html`, `tables/ID.{md,tex,csv}`, `figures/ID.{svg,csv}`; of the
 /// theory `tables/verdicts.json` too, where numbers may be judged.
 ///
 /// Errors: `BadInput` for a missing or foreign file, two tables or figures of one id.
@@ -194,10 +194,8 @@ fn read(job: &Job) -> Result<(Content, Copies)> {
     }
     sources.sort();
     sources.dedup();
-    let theory = match job.has_input("theory") {
-        true => Some(theory::Verdicts::read(&job.input("theory")?)?),
-        false => None,
-    };
+    let theory =
+        job.has_input("theory").then(|| theory::Verdicts::read(&job.input("theory")?)).transpose()?;
     Ok((Content { params, claims, provenance, tables, figures, measurements, sources, theory }, files))
 }
 

@@ -205,21 +205,18 @@ fn the_same_inputs_give_the_same_bytes_anywhere() {
 fn the_theory_is_taken_where_it_is_there() {
     let world = World::new();
     let mut inputs = world.inputs();
-    fs::create_dir_all(world.path("theory")).unwrap();
-    inputs["theory"] = json!(world.path("theory"));
-    let page = world.report("r", inputs.clone()).unwrap();
-    assert!(page.contains("its results are not here") && page.contains("href=\"#theory\""));
+    assert!(!world.report("r", inputs.clone()).unwrap().contains("href=\"#theory\""));
     // The theory's own report writes the file; nothing of it was measured here.
-    let mut own = inputs.clone();
-    own.as_object_mut().unwrap().remove("theory");
     let params = json!({"title": "t", "reduced": "", "scope": "theory", "settings": [], "deviations": []});
-    let out = world.stage("own", report::run, params, own).unwrap();
-    fs::copy(out.join("tables/verdicts.json"), world.path("theory/verdicts.json")).unwrap();
-    edit(world.path("theory/verdicts.json"), "\"none\"", "\"contradicted\"");
+    let out = world.stage("own", report::run, params, inputs.clone()).unwrap();
+    let verdicts = world.path("theory.json");
+    fs::copy(out.join("tables/verdicts.json"), &verdicts).unwrap();
+    inputs["theory"] = json!(verdicts);
+    edit(world.path("theory.json"), "\"none\"", "\"contradicted\"");
     let page = world.report("r", inputs.clone()).unwrap();
-    assert!(page.contains("0 of its claims match, 1 are contradicted") && !page.contains("are not here"));
+    assert!(page.contains("0 of its claims match, 1 are contradicted") && page.contains("href=\"#theory\""));
     assert!(page.contains("href=\"../theory/index.html#c-theory.figure4a.it-below-erm\""));
-    edit(world.path("theory/verdicts.json"), "\"version\": 1", "\"version\": 2");
+    edit(world.path("theory.json"), "\"version\": 1", "\"version\": 2");
     let error = world.report("r", inputs).unwrap_err();
     assert_eq!(error.to_string(), "inputs.theory: version: 2 is unknown, this program reads 1");
     assert_eq!(exit_code(&error), 2);

@@ -62,7 +62,7 @@ pub fn html(c: &Content) -> Markup {
                             }
                         }
                     }
-                    @if let Some(theory) = &c.theory { (beside::section(theory.as_ref())) }
+                    @if let Some(theory) = &c.theory { (beside::section(theory)) }
                     (verdicts(c))
                     (readings(c))
                     (rerun(c))

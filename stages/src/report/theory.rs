@@ -15,7 +15,7 @@ use crate::job::{self, bad};
 /// The version of the file.
 const VERSION: u32 = 1;
 
-/// `verdicts.json` in the folder of the theory's tables.
+/// `tables/verdicts.json` of the theory's report.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Verdicts {
@@ -60,60 +60,51 @@ impl Verdicts {
         }
     }
 
-    /// What lies in a folder of tables; `None`: there is no such file.
+    /// What a file holds.
     ///
     /// Errors: `BadInput` for a file of another version or form.
-    pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let path = folder.join("verdicts.json");
-        if !path.is_file() {
-            return Ok(None);
-        }
-        let found: Self = job::read_json(&path)?;
+    pub fn read(path: &Path) -> Result<Self> {
+        let found: Self = job::read_json(path)?;
         if found.version != VERSION {
             return Err(bad(format!(
                 "inputs.theory: version: {} is unknown, this program reads {VERSION}",
                 found.version
             )));
         }
-        Ok(Some(found))
+        Ok(found)
     }
 }
 
 /// The section; the theory's own page lies in the folder `theory` beside this one's.
-pub fn section(verdicts: Option<&Verdicts>) -> Markup {
+pub fn section(v: &Verdicts) -> Markup {
     html! {
         section id="theory" {
             h2 { "The theory" }
-            @if let Some(v) = verdicts {
-                @let count = |class: &str| v.claims.iter().filter(|c| c.verdict.0 == class).count();
-                p { "Figures 1, 4(a), 6 and theorems 1 to 5 need no training: the target " code { "theory" } " computes them (here in profile "
-                    (v.profile) "), with a " a href="../theory/index.html" { "page of its own" } ". "
-                    (count("match")) " of its claims match, " (count("contradicted")) " are contradicted, "
-                    (v.claims.len() - count("match") - count("contradicted")) " are open." }
-                div.grid tabindex="0" { table.claims {
-                    thead { tr {
-                        th scope="col" { "claim" } th scope="col" { "paper" } th scope="col" { "here" } th.stub scope="col" { "verdict" }
-                    } }
-                    tbody {
-                        @for c in &v.claims {
-                            tr {
-                                th scope="row" { a href=(format!("../theory/index.html#c-{}", c.id)) { (c.place) } }
-                                td { (c.says) }
-                                td {
-                                    @if let Some((mean, half, n)) = c.ours {
-                                        (decimal(mean, 2, c.signed))
-                                        small { @if let Some(h) = half { "± " (decimal(h, 2, false)) " " } span.n { "n " (n) } }
-                                    } @else { "–" }
-                                }
-                                td.verdict.(c.verdict.0) { (c.verdict.1) }
+            @let count = |class: &str| v.claims.iter().filter(|c| c.verdict.0 == class).count();
+            p { "Figures 1, 4(a), 6 and theorems 1 to 5 need no training: the target " code { "theory" } " computes them (here in profile "
+                (v.profile) "), with a " a href="../theory/index.html" { "page of its own" } ". "
+                (count("match")) " of its claims match, " (count("contradicted")) " are contradicted, "
+                (v.claims.len() - count("match") - count("contradicted")) " are open." }
+            div.grid tabindex="0" { table.claims {
+                thead { tr {
+                    th scope="col" { "claim" } th scope="col" { "paper" } th scope="col" { "here" } th.stub scope="col" { "verdict" }
+                } }
+                tbody {
+                    @for c in &v.claims {
+                        tr {
+                            th scope="row" { a href=(format!("../theory/index.html#c-{}", c.id)) { (c.place) } }
+                            td { (c.says) }
+                            td {
+                                @if let Some((mean, half, n)) = c.ours {
+                                    (decimal(mean, 2, c.signed))
+                                    small { @if let Some(h) = half { "± " (decimal(h, 2, false)) " " } span.n { "n " (n) } }
+                                } @else { "–" }
                             }
+                            td.verdict.(c.verdict.0) { (c.verdict.1) }
                         }
                     }
-                } }
-            } @else {
-                p { "Figures 1, 4(a), 6 and theorems 1 to 5 are a target of their own, and its results are not here. They need no data and no GPU:" }
-                pre { "cargo run --release -- run theory" }
-            }
+                }
+            } }
         }
     }
 }
