@@ -126,6 +126,14 @@ fn the_tables_and_the_report_see_their_cells() {
     }
 }
 
+/// The report of the trainings shows the verdicts of the committed theory, not of another.
+#[test]
+fn the_theorys_verdicts_are_those_of_its_report() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    assert!(read("theory.json") == read("reports/theory/tables/verdicts.json"));
+}
+
 #[test]
 fn reduced_profiles_say_so_and_the_paper_does_not() {
     let reduced = |profile: &str| load(profile).vars["reduced"].clone();

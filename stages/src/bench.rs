@@ -15,10 +15,11 @@ use serde_json::{Value, json};
 use std::time::Instant;
 
 mod decode;
+mod stock;
 
 const USAGE: &str = "usage: stages bench decode FOLDER [--threads T] [--rounds R] [--out FILE], or\n\
-                     stages bench MODEL [--batch B] [--threads T] [--steps K] [--image N] [--channels C] \
-                     [--classes K] [--sequence L] [--device cpu|cuda] [--dtype f32|tf32|bf16]\nMODEL: resnet<depth>[b] (CIFAR), resnet50, \
+                     stages bench [stock] MODEL [--batch B] [--threads T] [--steps K] [--image N] [--channels C] \
+                     [--classes K] [--sequence L] [--device cpu|cuda] [--dtype f32|tf32|bf16]\nMODEL: resnet<depth>[b] (CIFAR; also `stock`, by candle's convolutions), resnet50, \
                      wide-resnet50, mlp, linear, bert-base, bert-large, minilm, or a model's params as JSON";
 
 struct Request {
@@ -41,9 +42,11 @@ pub fn run(words: &[String]) -> Result<()> {
         println!("{}", decode::run(rest)?);
         return Ok(());
     }
-    let request = parse(words)?;
     memory::keep_freed();
-    let line = measure(&request)?;
+    let line = match words.split_first() {
+        Some((word, rest)) if word == "stock" => stock::measure(&parse(rest)?)?,
+        _ => measure(&parse(words)?)?,
+    };
     println!("{line}");
     Ok(())
 }
@@ -183,10 +186,6 @@ fn measure(request: &Request) -> Result<Value> {
         wait()?;
         whole = vec![start.elapsed().as_secs_f64() * 1e3 / *steps as f64];
     }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        (times[times.len() / 2] * 100.0).round() / 100.0
-    };
     let all = median(&mut whole);
     Ok(json!({
         "model": params, "batch": batch, "threads": threads, "device": device, "dtype": dtype, "isa": isa, "steps": steps,
@@ -198,6 +197,12 @@ fn measure(request: &Request) -> Result<Value> {
         "gpu": model.gpu().map(|gpu| gpu.engine.name()).transpose()?,
         "gpu_memory_mb": model.gpu().map(|gpu| gpu.engine.peak()).transpose()?.map(|bytes| bytes >> 20),
     }))
+}
+
+/// The middle one of times, which it sorts, to two decimals.
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    (times[times.len() / 2] * 100.0).round() / 100.0
 }
 
 /// [batch, 3, length]: words below 1,000, which every vocabulary has, one segment, no padding.

@@ -15,7 +15,7 @@ use crate::data::celeba::SET;
 use crate::data::decode::decode;
 use crate::job::bad;
 
-/// Decodes all files `rounds` times and gives the fastest round; `--out` gets the last one's bytes.
+/// Decodes all files `rounds` times, keeping none, and gives the fastest round; `--out` gets all values.
 ///
 /// Errors: unknown words; files that cannot be read or are no images of the set.
 pub fn run(words: &[String]) -> Result<Value> {
@@ -62,20 +62,27 @@ pub fn run(words: &[String]) -> Result<Value> {
         }
         Ok(())
     };
-    let (mut pixels, mut values) = (vec![0; files.len() * length], vec![0.0; files.len() * length]);
+    let room = || (vec![0; length], vec![0.0; length]);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
     let mut best = f64::INFINITY;
     for _ in 0..rounds {
         let start = Instant::now();
         pool.install(|| {
-            let rows = files.par_iter().zip(pixels.par_chunks_exact_mut(length));
-            rows.zip(values.par_chunks_exact_mut(length))
-                .try_for_each(|((file, pixels), values)| one(file, pixels, values))
+            files.par_iter().try_for_each_init(room, |(pixels, values), file| {
+                one(file, pixels, values)?;
+                std::hint::black_box(&values);
+                Ok::<_, anyhow::Error>(())
+            })
         })?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     if let Some(out) = given.get("--out") {
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let (mut pixels, mut values) = room();
+        let mut bytes = Vec::with_capacity(files.len() * length * 4);
+        for file in &files {
+            one(file, &mut pixels, &mut values)?;
+            bytes.extend(values.iter().flat_map(|v: &f32| v.to_le_bytes()));
+        }
         crate::job::write(Path::new(out), &bytes)?;
     }
     let per_second = files.len() as f64 / best;
