@@ -70,22 +70,33 @@ pub struct Change {
 
 impl std::fmt::Display for Change {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let show = |value: &Option<String>| value.as_deref().map_or("(none)".to_string(), brief);
-        write!(f, "{}: {} -> {}", self.field, show(&self.old), show(&self.new))
+        let show = |value: &Option<String>| value.as_deref().map_or("(none)".to_string(), flat);
+        let (old, new) = (show(&self.old), show(&self.new));
+        // What two long texts have in common at the start is left out, but for a few characters.
+        let same = old.chars().zip(new.chars()).take_while(|(a, b)| a == b).count();
+        let long = old.chars().count().max(new.chars().count()) > SHOWN;
+        let skip = if long && same > SHOWN / 2 { same - SHOWN / 6 } else { 0 };
+        write!(f, "{}: {} -> {}", self.field, cut(&old, skip), cut(&new, skip))
     }
 }
 
-/// A value as one shows it: digests short, long texts by their parts that matter, one line.
-fn brief(value: &str) -> String {
+/// Characters of a value that are shown.
+const SHOWN: usize = 120;
+
+fn cut(text: &str, skip: usize) -> String {
+    let begin = if skip > 0 { "…" } else { "" };
+    let shown: String = text.chars().skip(skip).take(SHOWN).collect();
+    let end = if text.chars().nth(skip + SHOWN).is_some() { "…" } else { "" };
+    format!("{begin}{shown}{end}")
+}
+
+/// A value on one line, with short digests.
+fn flat(value: &str) -> String {
     let words = value.trim_end().split(' ').map(|word| match word.parse::<Digest>() {
         Ok(digest) => digest.short(),
         Err(_) => word.to_string(),
     });
-    let text = words.collect::<Vec<_>>().join(" ").replace('\n', " ⏎ ");
-    match text.char_indices().nth(120) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text,
-    }
+    words.collect::<Vec<_>>().join(" ").replace('\n', " ⏎ ")
 }
 
 impl Action<'_> {

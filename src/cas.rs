@@ -215,7 +215,9 @@ impl Store {
         if Digest::of(&small) == *digest {
             return Ok(small);
         }
-        let bytes = fs::read(&path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        let read = |mut file: File| io::Read::read_to_end(&mut file, &mut bytes);
+        verify::open_blob(&path).and_then(read).map_err(failed)?;
         if Digest::of(&bytes) != *digest {
             self.quarantine(digest);
             return Err(StoreError::Damaged { digest: *digest });
@@ -304,6 +306,6 @@ fn check_version(cache: &Path) -> Result<()> {
 /// What one read brings: all of a tree of a few files, for three system calls instead of six.
 fn beginning(path: &Path) -> io::Result<Vec<u8>> {
     let mut buffer = [0; 4096];
-    let length = io::Read::read(&mut File::open(path)?, &mut buffer)?;
+    let length = io::Read::read(&mut verify::open_blob(path)?, &mut buffer)?;
     Ok(buffer[..length].to_vec())
 }

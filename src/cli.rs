@@ -79,7 +79,7 @@ pub struct RunArgs {
     /// Accept a licence that needs consent, by its id; it is recorded in the store
     #[arg(long, value_name = "ID", env = "ITPIPE_ACCEPT_LICENCE", value_delimiter = ',')]
     pub accept_licence: Vec<String>,
-    /// Refuse sources whose bytes neither the pipeline nor pipeline.lock knows
+    /// Refuse sources whose bytes neither the pipeline nor its lock knows
     #[arg(long, env = "ITPIPE_LOCKED", value_parser = clap::builder::BoolishValueParser::new())]
     pub locked: bool,
     /// Sources must not use the network

@@ -20,6 +20,17 @@ use crate::why::Cause;
 /// Does what the command line says. Returns the exit code.
 pub fn run(cli: Cli) -> Result<u8, Error> {
     let global = &cli.global;
+    let looks_up = matches!(
+        cli.command,
+        Command::Show { .. } | Command::Diff { .. } | Command::Cache(CacheCommand::Path { .. })
+    );
+    if looks_up && !global.set.is_empty() {
+        let what =
+            "-S: shows nothing here: results are looked up in the lock, which a run with -S does not write";
+        return Err(Error::input(format!(
+            "{what}\n  hint: itpipe why STAGE --manifest -S … names the key and what it is made of"
+        )));
+    }
     match cli.command {
         Command::Run(args) => crate::run::command(global, &args),
         Command::Plan { targets, json } => plan_command(global, &targets, json),
@@ -50,11 +61,16 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
     }
 }
 
-/// Prints to stdout; a reader that has seen enough (`| head`) ends nothing.
+/// Prints to stdout; a reader that has seen enough (`| head`) ends nothing, a full disk ends the program.
 fn print(text: &str) {
-    use std::io::Write;
+    use std::io::{ErrorKind, Write};
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        crate::progress::say(format_args!("itpipe: the output cannot be written: {error}"));
+        std::process::exit(i32::from(crate::error::ENVIRONMENT));
+    }
 }
 
 /// What the stages of a plan come to: how many of each name, and what their sources bring.
@@ -173,7 +189,7 @@ fn why(global: &Global, stage: &str, manifest: bool) -> Result<u8, Error> {
         let _ = match fate {
             Fate::UpToDate(output) => {
                 let _ = writeln!(out, "{name}: up to date, key {}", output.key.short());
-                match inspect::last_start(&session, name) {
+                match inspect::last_start(&session, name, Some(&output.key)) {
                     Some((_, cause)) => writeln!(out, "  ran last because of {cause}"),
                     None => Ok(()),
                 }
@@ -199,17 +215,14 @@ fn why(global: &Global, stage: &str, manifest: bool) -> Result<u8, Error> {
                 }
             }
             Fate::After(first) => {
-                let cause = fates.iter().find_map(|(stage, fate)| match fate {
-                    Fate::Run(cause) if stage == first => Some(cause.to_string()),
-                    Fate::Stuck(why) if stage == first => Some(why.clone()),
+                let what = fates.iter().find_map(|(stage, fate)| match fate {
+                    Fate::Run(cause) if stage == first => Some(format!("would run: {cause}")),
+                    Fate::Stuck(why) if stage == first => Some(format!("cannot run: {why}")),
                     _ => None,
                 });
                 let first = &session.stage(*first).name;
-                writeln!(
-                    out,
-                    "{name}: would be looked at after {first}, which would run: {}",
-                    cause.unwrap_or_default()
-                )
+                let what = what.unwrap_or_else(|| "would run".into());
+                writeln!(out, "{name}: would be looked at after {first}, which {what}")
             }
             Fate::Stuck(why) => writeln!(out, "{name}: cannot run: {why}"),
         };

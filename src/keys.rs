@@ -389,6 +389,11 @@ impl<'a> Keys<'a> {
                     watched.push((path, digest));
                     Some(digest)
                 }
+                // A built program of which nothing else tells one version from the next.
+                None if !pinned && identity.is_none() && code.files.is_empty() => {
+                    let word = argv(&stage.kind).and_then(|words| words.first());
+                    word.and_then(|word| self.programs.get(word)).map(|ready| ready.digest)
+                }
                 _ => None,
             };
         let action = Action {

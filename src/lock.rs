@@ -96,7 +96,8 @@ impl Lock {
     /// Reads the lock; a missing one is empty.
     pub fn load(path: &Path) -> Result<Lock> {
         match fs::read_to_string(path) {
-            Ok(text) => Lock::parse(path, &text),
+            // Deleting the last line of a list leaves the comma of the one before.
+            Ok(text) => Lock::parse(path, &text.replace(",\n}", "\n}")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Lock::default()),
             Err(source) => Err(LockError::Io { path: path.to_path_buf(), doing: "reading", source }),
         }

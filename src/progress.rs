@@ -330,13 +330,13 @@ impl View for Bars {
                     total.set_position(self.ended);
                     self.total = Some(total);
                 }
-                let bar = ProgressBar::new(0).with_style(self.stage_style.clone()).with_prefix(stage.clone());
+                let bar = ProgressBar::new(1).with_style(self.stage_style.clone()).with_prefix(stage.clone());
                 let bar = self.multi.insert(0, bar);
                 bar.enable_steady_tick(Duration::from_millis(500));
                 self.running.insert(stage.clone(), bar);
             }
             Event::Progress { stage, done, total, note } => {
-                if let Some(bar) = self.running.get(stage) {
+                if let Some(bar) = self.running.get(stage).filter(|_| *total > 0.0) {
                     bar.set_length((*total * 1e3).max(0.0) as u64);
                     bar.set_position((*done * 1e3).max(0.0) as u64);
                     bar.set_message(note.clone());

@@ -167,7 +167,14 @@ pub fn mirror(dir: Option<&Path>) -> Result<Option<PathBuf>, Error> {
     let found = |dir: &Path| {
         std::fs::canonicalize(dir).map_err(|e| Error::input(format!("--mirror {}: {e}", dir.display())))
     };
-    dir.map(found).transpose()
+    let dir = dir.map(found).transpose()?;
+    if let Some(dir) = dir.as_ref().filter(|dir| dir.to_str().is_none()) {
+        return Err(Error::input(format!(
+            "--mirror {}: the path is not UTF-8\n  hint: rename the folder",
+            dir.display()
+        )));
+    }
+    Ok(dir)
 }
 
 fn reads_provenance(session: &Session, id: StageId) -> bool {
@@ -259,6 +266,7 @@ fn check_inputs(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
             let full = session.root.join(path);
             let result = match std::fs::metadata(&full) {
                 Ok(meta) if meta.is_dir() => Ok(()),
+                Ok(meta) if !meta.is_file() => Err(std::io::Error::other(SPECIAL)),
                 Ok(_) => session.stat.file(&full).map(|_| ()),
                 Err(error) => Err(error),
             };
@@ -270,6 +278,8 @@ fn check_inputs(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
         .collect();
     if found.is_empty() { Ok(()) } else { Err(Error::input(found.join("\n"))) }
 }
+
+const SPECIAL: &str = "is neither a file nor a folder (a pipe, a socket or a device)";
 
 /// Refuses sources that are neither pinned nor recorded.
 fn check_locked(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
@@ -808,7 +818,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let update = lock::Update { profile, results, stages: Some(stages), sources: self.sources.clone() };
-        lock::Lock::update(&session.root.join("pipeline.lock"), &update).map_err(Error::environment)?;
+        lock::Lock::update(&session.lock_path(), &update).map_err(Error::environment)?;
         Ok(())
     }
 }

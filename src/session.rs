@@ -57,6 +57,13 @@ pub fn find(global: &Global) -> Result<(PathBuf, PathBuf), Error> {
         }
     };
     let root = absolute(&file)?.parent().map(Path::to_path_buf).unwrap_or_default();
+    if root.to_str().is_none() {
+        // Every stage is told where the repository is, in JSON.
+        let shown = root.display();
+        return Err(Error::input(format!(
+            "{shown}: the path of the repository is not UTF-8\n  hint: rename the folder"
+        )));
+    }
     Ok((root, file))
 }
 
@@ -95,7 +102,7 @@ impl Session {
         let known = || -> Result<(StatCache, Results, Lock), Error> {
             let stat = StatCache::open(&cache).map_err(crate::error::at(&cache))?;
             let results = Results::open(&cache).map_err(Error::environment)?;
-            let lock = Lock::load(&root.join("pipeline.lock")).map_err(Error::environment)?;
+            let lock = Lock::load(&file.with_extension("lock")).map_err(Error::environment)?;
             Ok((stat, results, lock))
         };
         let (known, pipeline) = std::thread::scope(|scope| {
@@ -112,6 +119,11 @@ impl Session {
         }
         let (stat, results, lock) = known?;
         Ok(Session { root, file, pipeline, graph, store, stat, results, lock })
+    }
+
+    /// The lock beside the pipeline, by its name: two pipelines in a folder have a lock each.
+    pub fn lock_path(&self) -> PathBuf {
+        self.file.with_extension("lock")
     }
 
     pub fn stage(&self, id: StageId) -> &Stage {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use rayon::prelude::*;
 
 use super::put::create_new;
-use super::verify::Blob;
+use super::verify::{Blob, open_blob};
 use super::{Result, Store, StoreError};
 use crate::digest::Digest;
 use crate::stat::{Record, Stat};
@@ -38,7 +38,7 @@ enum Way {
 
 /// A small blob is read, checked and written in one go; what is bigger relies on its stat record.
 const SMALL: u64 = 128 << 10;
-const READ_ONLY: u32 = 0o444;
+pub(super) const READ_ONLY: u32 = 0o444;
 const WRITABLE: u32 = 0o666;
 
 impl Store {
@@ -148,7 +148,7 @@ impl Store {
         }
         served(self.check(digest, Some(size))?, digest)?;
         let blob = self.blob_path(digest);
-        let mut from = File::open(&blob).map_err(StoreError::io(&blob, "reading"))?;
+        let mut from = open_blob(&blob).map_err(StoreError::io(&blob, "reading"))?;
         let mut to = create_new(dest, mode).map_err(error("writing"))?;
         if way == Way::Reflink && rustix::fs::ioctl_ficlone(&to, &from).is_ok() {
             return Ok(());

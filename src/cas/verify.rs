@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::materialize::READ_ONLY;
 use super::{Result, Store, StoreError};
 use crate::digest::{self, Digest};
 use crate::stat::{Record, Stat, now};
@@ -31,6 +33,17 @@ pub(super) enum Blob {
     Good(Stat),
     Missing,
     Bad,
+}
+
+/// Opens a blob; where its owner may not read it, a stage changed the mode of its input, and it is given back.
+pub(super) fn open_blob(path: &Path) -> io::Result<File> {
+    File::open(path).or_else(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            fs::set_permissions(path, fs::Permissions::from_mode(READ_ONLY))?;
+            File::open(path)
+        }
+        _ => Err(error),
+    })
 }
 
 /// Whether everything of a tree can be served.
@@ -80,6 +93,8 @@ impl Store {
         let listing = Tree::decode(&bytes)?;
         let complete = self.completeness_of(&listing)?;
         if complete == Complete::Whole {
+            // The listing's own stat vouches for it only if it was looked at a tick after it was written.
+            self.check(tree, None)?;
             self.learn(tree, &listing);
         }
         Ok(complete)
@@ -160,7 +175,7 @@ impl Store {
     /// cores, and a core that waits takes up other work, which may want the same lock.
     pub(super) fn reread(&self, digest: &Digest) -> Result<Blob> {
         let path = self.blob_path(digest);
-        let file = match File::open(&path) {
+        let file = match open_blob(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Blob::Missing),
             Err(error) => return Err(StoreError::io(&path, "reading")(error)),
@@ -180,6 +195,12 @@ impl Store {
             return Ok(Blob::Bad);
         }
         let _lock = self.locked(digest);
+        // A stage may have changed the mode of its input, which is this file: the next one must not see that.
+        let mode = file.metadata().map_err(StoreError::io(path, "reading"))?.permissions().mode();
+        if mode & 0o7777 != READ_ONLY {
+            // In a store that cannot be written, or of another user, nobody of ours has changed it either.
+            let _ = file.set_permissions(fs::Permissions::from_mode(READ_ONLY));
+        }
         let stat = Stat::of(file).map_err(StoreError::io(path, "reading"))?;
         // Our own links may have changed the ctime meanwhile; a write would have changed the mtime.
         if stat.same_but_ctime(before) {
@@ -196,7 +217,7 @@ impl Store {
         let (done, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
         let look = |digest: &Digest| {
             let path = self.blob_path(digest);
-            let file = match File::open(&path) {
+            let file = match open_blob(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(StoreError::io(&path, "reading")(error)),

@@ -38,7 +38,7 @@ fn found(session: &Session, keys: &Keys<'_>, id: StageId) -> Result<Found, Error
 pub fn list(global: &Global) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let sources = sources(&session, &[])?;
-    let keys = super::built(&session, &sources, global)?;
+    let keys = Keys::current(&session, &sources)?;
     let mut rows = vec![["SOURCE", "HERE", "PINNED", "FILES", "SIZE", "LICENCE"].map(String::from)];
     for id in sources {
         let stage = session.stage(id);
@@ -89,7 +89,7 @@ pub fn fetch(global: &Global, args: &RunArgs) -> Result<u8, Error> {
 pub fn verify(global: &Global, targets: &[String]) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let sources = sources(&session, targets)?;
-    let keys = super::built(&session, &sources, global)?;
+    let keys = Keys::current(&session, &sources)?;
     let (mut out, mut wrong) = (String::new(), false);
     for id in sources {
         let stage = session.stage(id);

@@ -54,8 +54,21 @@ pub fn config(global: &Global) -> Result<u8, Error> {
         };
         row(&format!("pools.{name}"), capacity.to_string(), origin.into());
     }
+    // What the environment says of a run.
+    for option in Cli::command().find_subcommand("run").into_iter().flat_map(|run| run.get_arguments()) {
+        let variable = option.get_env().filter(|_| !option.is_global_set()).and_then(|name| name.to_str());
+        if let (Some(name), Some(variable)) = (option.get_long(), variable)
+            && let Ok(value) = std::env::var(variable)
+        {
+            row(&format!("run.{name}"), value, variable.into());
+        }
+    }
+    let set = origin("set");
     for (name, value) in &pipeline.vars {
-        let origin = pipeline.origins.get(name).cloned().unwrap_or_default();
+        let origin = match pipeline.origins.get(name).cloned().unwrap_or_default() {
+            by_set if by_set.starts_with("-S") && set == "ITPIPE_SET" => set.clone(),
+            other => other,
+        };
         row(&format!("vars.{name}"), value.to_string(), origin);
     }
     let width = |of: fn(&(String, String, String)) -> &String, most: usize| {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::print;
 use crate::cli::Global;
+use crate::digest::Digest;
 use crate::error::{Error, at};
 use crate::event::Event;
 use crate::keys::Keys;
@@ -38,15 +39,24 @@ pub fn manifest(
     Ok(keys.key(id, &outputs, &keyed)?.manifest.lines)
 }
 
-/// The start of a stage when it last ran, as the event logs tell: its key and why it ran.
-pub fn last_start(session: &Session, stage: &str) -> Option<(String, String)> {
+/// The start of a stage when it last ran in this profile (with this key, where one is given), as the event logs tell: its
+/// key and why it ran.
+pub fn last_start(session: &Session, stage: &str, of: Option<&Digest>) -> Option<(String, String)> {
+    let of = of.map(Digest::to_string);
+    let wanted = |text: &str| of.as_ref().is_none_or(|of| of == text);
     let mut logs: Vec<_> =
         std::fs::read_dir(session.store.cache().join("runs")).ok()?.flatten().map(|e| e.path()).collect();
     logs.sort();
     logs.iter().rev().find_map(|path| {
         let text = std::fs::read_to_string(path).ok()?;
+        match serde_json::from_str(text.lines().next()?) {
+            Ok(Event::Begun { profile, .. }) if profile == session.pipeline.profile => {}
+            _ => return None,
+        }
         text.lines().rev().find_map(|line| match serde_json::from_str(line) {
-            Ok(Event::Started { stage: name, key, cause, .. }) if name == stage => Some((key, cause)),
+            Ok(Event::Started { stage: name, key, cause, .. }) if name == stage && wanted(&key) => {
+                Some((key, cause))
+            }
             _ => None,
         })
     })
@@ -77,7 +87,7 @@ pub fn why_json(global: &Global, stage: &str) -> Result<u8, Error> {
         .collect();
     let document = serde_json::json!({
         "version": 1, "stage": session.stage(id).name, "fate": word, "cause": cause, "changes": changes,
-        "last": last_start(&session, &session.stage(id).name).map(|(key, cause)| serde_json::json!({ "key": key, "cause": cause })),
+        "last": last_start(&session, &session.stage(id).name, None).map(|(key, cause)| serde_json::json!({ "key": key, "cause": cause })),
     });
     print(&format!("{document:#}\n"));
     Ok(0)
@@ -165,7 +175,7 @@ pub fn log(global: &Global, stage: &str, follow: bool) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let id = session.select_one(stage)?;
     let name = session.stage(id).name.clone();
-    let path = last_start(&session, &name)
+    let path = last_start(&session, &name, None)
         .and_then(|(key, _)| key.parse().ok())
         .map(|key| session.store.log_path(&key))
         .filter(|path| path.is_file());
@@ -279,7 +289,9 @@ pub fn when(ms: u64) -> String {
 pub fn diff(global: &Global, left: &str, right: &str) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let find = |text: &str| -> Result<ActionResult, Error> {
-        match text.rsplit_once('@') {
+        // An axis may have '@' in its values.
+        let after = text.rfind(']').unwrap_or(0);
+        match text[after..].rfind('@').map(|at| (&text[..after + at], &text[after + at + 1..])) {
             Some((stage, profile)) => result(&session, profile, stage),
             None => {
                 let name = session.stage(session.select_one(text)?).name.clone();

@@ -162,7 +162,8 @@ fn attend(
         if level > stopped {
             stopped = level;
             signal_group(child, if level >= 2 { libc::SIGKILL } else { libc::SIGTERM });
-            kill_at = (level < 2).then(|| Instant::now() + job.grace);
+            let at = Instant::now() + job.grace;
+            kill_at = (level < 2).then(|| kill_at.map_or(at, |earlier| earlier.min(at)));
         }
         let now = Instant::now();
         if deadline.is_some_and(|d| now >= d) && !timed_out && stopped == 0 {

@@ -447,6 +447,9 @@ impl Builder<'_> {
                         "a ':' that this place does not allow",
                         "text with ': ' needs quotes; or the indentation is wrong",
                     ),
+                    text if text.contains("simple key expected") => {
+                        hinted("a line without ':' where a key is expected", "write 'name: value'")
+                    }
                     text => Problem::new(text.to_owned()),
                 }
             }

@@ -238,7 +238,10 @@ impl Attempt<'_> {
                 let hint = "a program that the pipeline builds stands under programs:, a file of the repository is written \
                             ./path, anything else must be on the PATH";
                 let place = &self.stage.kind.location;
-                return Err(fail(format!("{place}: {why}\n  hint: {hint}"), false));
+                return Err(match why.contains("cannot be started") {
+                    true => fail(format!("{place}: {why}\n  hint: {hint}"), false),
+                    false => fail(why.clone(), false),
+                });
             }
         }
         let mut modified = before.changed();

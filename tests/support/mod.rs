@@ -132,7 +132,16 @@ impl Repo {
             return None;
         }
         let repo = Repo { folder: tempfile::tempdir().unwrap() };
-        for name in ["Cargo.toml", "Cargo.lock", "claims.yaml", "theory.yaml", "stages", "tests", "src"] {
+        for name in [
+            "Cargo.toml",
+            "Cargo.lock",
+            "claims.yaml",
+            "theory.yaml",
+            "theory.json",
+            "stages",
+            "tests",
+            "src",
+        ] {
             std::os::unix::fs::symlink(root.join(name), repo.path(name)).unwrap();
         }
         fs::create_dir_all(repo.path("target/release")).unwrap();
