@@ -1,5 +1,5 @@
-//! `stages synthetic/bench FILE N M RIDGE THREADS`: seconds and objective of the logistic solver on data from a file, as
-//! one JSON line. Its numbers are measurements of this machine and enter no result.
+//! `stages synthetic/bench FILE N M RIDGE THREADS DECREMENT`: seconds and objective of the logistic solver, stopped at that
+//! decrement, on data from a file, as one JSON line. Its numbers are measurements of this machine and enter no result.
 
 use std::time::Instant;
 
@@ -11,12 +11,13 @@ use crate::job::bad;
 
 /// Runs one fit. The file holds N × M features and N scaled labels, little-endian doubles.
 pub fn run(words: &[String]) -> Result<()> {
-    let [file, n, m, ridge, threads] = words else {
-        return Err(bad("usage: stages synthetic/bench FILE N M RIDGE THREADS"));
+    let [file, n, m, ridge, threads, decrement] = words else {
+        return Err(bad("usage: stages synthetic/bench FILE N M RIDGE THREADS DECREMENT"));
     };
     let number = |text: &String| text.parse::<usize>().map_err(|_| bad(format!("{text}: not a number")));
     let (n, m, threads) = (number(n)?, number(m)?, number(threads)?);
-    let ridge: f64 = ridge.parse().map_err(|_| bad(format!("{ridge}: not a number")))?;
+    let real = |text: &String| text.parse::<f64>().map_err(|_| bad(format!("{text}: not a number")));
+    let (ridge, decrement) = (real(ridge)?, real(decrement)?);
     let bytes = std::fs::read(file).map_err(|e| bad(format!("{file}: {e}")))?;
     let (values, rest) = bytes.as_chunks::<8>();
     if !rest.is_empty() || values.len() != n * m + n {
@@ -28,7 +29,7 @@ pub fn run(words: &[String]) -> Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build().context("threads")?;
     let loss = Loss { scales, weights: vec![1.0 / n as f64; n], ridge };
     let start = Instant::now();
-    let found = pool.install(|| loss.minimise(&x, None, None, Stop::default()))?;
+    let found = pool.install(|| loss.minimise(&x, None, None, Stop { decrement, ..Stop::default() }))?;
     let seconds = start.elapsed().as_secs_f64();
     let line = serde_json::json!({"seconds": seconds, "objective": found.objective, "gradient": found.gradient,
         "iterations": found.iterations});
