@@ -20,17 +20,6 @@ use crate::why::Cause;
 /// Does what the command line says. Returns the exit code.
 pub fn run(cli: Cli) -> Result<u8, Error> {
     let global = &cli.global;
-    let looks_up = matches!(
-        cli.command,
-        Command::Show { .. } | Command::Diff { .. } | Command::Cache(CacheCommand::Path { .. })
-    );
-    if looks_up && !global.set.is_empty() {
-        let what =
-            "-S: shows nothing here: results are looked up in the lock, which a run with -S does not write";
-        return Err(Error::input(format!(
-            "{what}\n  hint: itpipe why STAGE --manifest -S … names the key and what it is made of"
-        )));
-    }
     match cli.command {
         Command::Run(args) => crate::run::command(global, &args),
         Command::Plan { targets, json } => plan_command(global, &targets, json),

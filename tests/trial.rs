@@ -88,7 +88,9 @@ fn a_profile_has_its_own_past() {
     repo.itpipe(&["run", "--profile", "tiny", "-S", "n=9"]).bad(1, "exit 1");
     let why = repo.itpipe(&["why", "a", "--profile", "tiny"]).good().stdout;
     assert!(why.contains("ran last because of no result yet"), "{why}");
-    repo.itpipe(&["show", "a", "-S", "n=3"]).bad(2, "-S: shows nothing here");
+    repo.itpipe(&["show", "a", "-S", "n=3"]).bad(2, "a: has no result with these -S");
+    repo.itpipe(&["run", "-S", "n=3"]).good();
+    assert!(repo.itpipe(&["show", "a", "-S", "n=3"]).good().stdout.contains('3'));
 }
 
 #[test]

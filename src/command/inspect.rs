@@ -162,8 +162,24 @@ pub fn why_not(global: &Global, stage: &str) -> Result<u8, Error> {
     Ok(0)
 }
 
-/// The result of a stage: the one of the lock, else the last one recorded under its name.
+/// The result of a stage: the one of the lock, else the last one recorded under its name; with -S, of which the lock knows
+/// nothing, the one of its key now.
 pub fn result(session: &Session, profile: &str, stage: &str) -> Result<ActionResult, Error> {
+    if session.pipeline.overridden && profile == session.pipeline.profile {
+        let id = session.select_one(stage)?;
+        let fates = crate::plan::plan(session, &session.graph.upstream(&[id]))?;
+        return match fates.last() {
+            Some((_, Fate::UpToDate(output))) => {
+                session.results.get(&output.key).map(|result| (*result).clone())
+            }
+            _ => None,
+        }
+        .ok_or_else(|| {
+            Error::input(format!(
+                "{stage}: has no result with these -S\n  hint: itpipe run '{stage}' with the same -S"
+            ))
+        });
+    }
     let locked = session.lock.get(profile, stage).and_then(|locked| session.results.get(&locked.key));
     locked.map(|result| (*result).clone()).or_else(|| session.results.latest_for_stage(profile, stage)).ok_or_else(|| {
         Error::input(format!("{stage}: has no result in profile {profile}\n  hint: itpipe run '{stage}' --profile {profile}"))
