@@ -43,7 +43,11 @@ impl Executor for Local {
                 update(Update::Started { group: child.id() });
                 attend(job, control, &mut child, self.reaper.as_ref(), pipe, &mut log, update)
             }
-            Err(error) => End::NotStarted(format!("{}: cannot be started: {error}", job.argv[0])),
+            Err(error) => {
+                let hint = "a program that the pipeline builds stands under programs:, a file of the repository is written \
+                            ./path, anything else must be on the PATH";
+                End::NotStarted(format!("{}: cannot be started: {error}\n  hint: {hint}", job.argv[0]))
+            }
         };
         log.finish();
         Outcome { end, tail: log.tail.into() }

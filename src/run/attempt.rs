@@ -235,13 +235,8 @@ impl Attempt<'_> {
                 return Err(fail(format!("ran longer than its timeout of {seconds} s"), true));
             }
             End::NotStarted(why) => {
-                let hint = "a program that the pipeline builds stands under programs:, a file of the repository is written \
-                            ./path, anything else must be on the PATH";
                 let place = &self.stage.kind.location;
-                return Err(match why.contains("cannot be started") {
-                    true => fail(format!("{place}: {why}\n  hint: {hint}"), false),
-                    false => fail(why.clone(), false),
-                });
+                return Err(fail(format!("{place}: {why}"), false));
             }
         }
         let mut modified = before.changed();
