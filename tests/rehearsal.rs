@@ -237,7 +237,7 @@ fn the_measured_step_makes_the_estimate_and_the_report_compares() {
 
 #[test]
 fn it_can_be_stopped() {
-    let repo = study(&[("TRAIN ", "TRAIN sleep 60; ")]);
+    let repo = study(&[("shell: 'test -e", "shell: 'sleep 60; test -e")]);
     let running = repo.spawn(&["run"]);
     support::wait_until("a rehearsal runs", || {
         std::fs::read_dir(repo.path("cache/work")).is_ok_and(|all| all.count() > 0)
