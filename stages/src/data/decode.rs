@@ -1,8 +1,9 @@
 //! PNG and JPEG to packed bytes, height by width by channels, in the size that a set publishes. Knows formats and sizes;
 //! knows no data set.
 
-use anyhow::{Result, anyhow, bail};
-use image::{DynamicImage, ImageFormat, ImageReader};
+use anyhow::{Context, Result, anyhow, bail};
+use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
+use libjpeg_turbo_rs::{Decoder, PixelFormat};
 
 use super::Fit;
 use super::resize::{crop, resize};
@@ -45,35 +46,37 @@ pub fn decode(bytes: &[u8], fit: Fit, size: [usize; 3], out: &mut [u8]) -> Resul
 
 /// Decodes an image of any size and type. Errors say what the bytes look like where they are no image.
 pub fn open(bytes: &[u8]) -> Result<DynamicImage> {
-    let reader = ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format()?;
-    if !matches!(reader.format(), Some(ImageFormat::Png | ImageFormat::Jpeg)) {
-        let start: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
-        bail!("neither PNG nor JPEG ({} bytes that start with {start})", bytes.len());
+    match image::guess_format(bytes) {
+        Ok(ImageFormat::Png) => image::load_from_memory_with_format(bytes, ImageFormat::Png)
+            .map_err(|e| anyhow!("cannot be decoded: {e}")),
+        Ok(ImageFormat::Jpeg) => jpeg(bytes),
+        _ => {
+            let start: String = bytes.iter().take(8).map(|b| format!("{b:02x}")).collect();
+            bail!("neither PNG nor JPEG ({} bytes that start with {start})", bytes.len());
+        }
     }
-    // The decoder would turn the four inks into colours by a rule of its own.
-    if reader.format() == Some(ImageFormat::Jpeg) && components(bytes) == Some(4) {
-        bail!("a JPEG of four inks (CMYK) where grey or red, green, blue is expected");
-    }
-    reader.decode().map_err(|e| anyhow!("cannot be decoded: {e}"))
 }
 
-/// How many components the frame of a JPEG has; `None` where there is no frame.
-fn components(bytes: &[u8]) -> Option<u8> {
-    let mut at = 2;
-    loop {
-        let marker = *bytes.get(at + 1)?;
-        let length = u16::from_be_bytes([*bytes.get(at + 2)?, *bytes.get(at + 3)?]);
-        match marker {
-            // Tables and arithmetic conditions have numbers among those of the frames.
-            0xc4 | 0xc8 | 0xcc => {}
-            // Length, precision, height and width stand before it.
-            0xc0..=0xcf => return bytes.get(at + 9).copied(),
-            // The scan begins.
-            0xda => return None,
-            _ => {}
-        }
-        at += 2 + usize::from(length);
+/// The pixels that libjpeg-turbo finds, bit for bit, which the published networks saw. Where that would warn and fill in
+/// (a file that is cut off, a broken code), this is an error.
+fn jpeg(bytes: &[u8]) -> Result<DynamicImage> {
+    let mut decoder = Decoder::new(bytes).map_err(|e| anyhow!("cannot be decoded: {e}"))?;
+    let format = match decoder.header().components.len() {
+        1 => PixelFormat::Grayscale,
+        3 => PixelFormat::Rgb,
+        // The decoder would turn the four inks into colours by a rule of its own.
+        4 => bail!("a JPEG of four inks (CMYK) where grey or red, green, blue is expected"),
+        n => bail!("a JPEG of {n} components where grey or red, green, blue is expected"),
+    };
+    decoder.set_output_format(format);
+    decoder.set_stop_on_warning(true);
+    let image = decoder.decode_image().map_err(|e| anyhow!("cannot be decoded: {e}"))?;
+    let (width, height) = (u32::try_from(image.width)?, u32::try_from(image.height)?);
+    match format {
+        PixelFormat::Grayscale => GrayImage::from_raw(width, height, image.data).map(Into::into),
+        _ => RgbImage::from_raw(width, height, image.data).map(Into::into),
     }
+    .context("cannot be decoded: the decoder's pixels are not of its size")
 }
 
 #[cfg(test)]
@@ -97,6 +100,42 @@ mod tests {
         let mut out = [0; 18];
         exact(&png(colour), [2, 3, 3], &mut out).unwrap();
         assert_eq!(out, [0, 0, 9, 1, 0, 9, 2, 0, 9, 0, 1, 9, 1, 1, 9, 2, 1, 9]);
+    }
+
+    // Expected values: stages/tests/golden/jpeg.py (Pillow): shape and md5 of the pixels.
+    #[test]
+    fn jpeg_equals_pillow() {
+        use md5::{Digest, Md5};
+        const GOLDEN: &[(&str, (u32, u32, u8), &str)] = &[
+            ("420", (45, 37, 3), "a4cc1aaeae9bbc1c1001473f04279c71"),
+            ("422", (33, 50, 3), "956132fbe411d254c838d0e3f0636b21"),
+            ("444", (31, 29, 3), "3b469e4f211f8b984a723e49604a72a5"),
+            ("progressive", (45, 37, 3), "61da3b01e52e49a113c896fc0327bfb5"),
+            ("poor", (40, 47, 3), "232567fc6dcce761f980966af2360946"),
+            ("grey", (21, 43, 1), "5c592413b3e06e0d443c45cf6fcbc5e7"),
+        ];
+        for &(name, shape, expected) in GOLDEN {
+            let path = format!("{}/tests/golden/jpeg/{name}.jpg", env!("CARGO_MANIFEST_DIR"));
+            let image = open(&std::fs::read(path).unwrap()).unwrap();
+            assert_eq!((image.height(), image.width(), image.color().channel_count()), shape, "{name}");
+            let found: String = Md5::digest(image.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+
+    /// A file that is cut off anywhere is an error, never a grey rest.
+    #[test]
+    fn a_jpeg_is_whole() {
+        for name in ["420", "progressive", "grey"] {
+            let path = format!("{}/tests/golden/jpeg/{name}.jpg", env!("CARGO_MANIFEST_DIR"));
+            let whole = std::fs::read(path).unwrap();
+            // What is missing at the very end may be padding and the marker of the end.
+            for length in 3..whole.len() - 8 {
+                let error =
+                    open(&whole[..length]).expect_err(&format!("{name}: {length} of {}", whole.len()));
+                assert!(error.to_string().starts_with("cannot be decoded: "), "{name}: {length}: {error}");
+            }
+        }
     }
 
     #[test]

@@ -157,8 +157,11 @@ fn down_avx2(image: &[u8], windows: &[Window], length: usize) -> Vec<u8> {
 pub fn crop(image: &[u8], size: (usize, usize), to: (usize, usize), channels: usize) -> Vec<u8> {
     let start = |from: usize, to: usize| ((from - to) as f64 / 2.0).round_ties_even() as usize;
     let (top, left) = (start(size.0, to.0), start(size.1, to.1));
-    let rows = image.chunks_exact(size.1 * channels).skip(top).take(to.0);
-    rows.flat_map(|row| &row[left * channels..][..to.1 * channels]).copied().collect()
+    let mut out = Vec::with_capacity(to.0 * to.1 * channels);
+    for row in image.chunks_exact(size.1 * channels).skip(top).take(to.0) {
+        out.extend_from_slice(&row[left * channels..][..to.1 * channels]);
+    }
+    out
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
+use libjpeg_turbo_rs::{PixelFormat, Subsampling};
 use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -87,9 +88,8 @@ pub fn write_columns(path: &Path, images: &[Vec<u8>], columns: &[(&str, Vec<i64>
 /// A colour image of this size as JPEG.
 pub fn jpeg(width: u32, height: u32, seed: u8) -> Vec<u8> {
     let image = RgbImage::from_fn(width, height, |x, y| image::Rgb([seed, (x / 2) as u8, (y / 2) as u8]));
-    let mut bytes = Cursor::new(Vec::new());
-    DynamicImage::from(image).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
-    bytes.into_inner()
+    let (width, height) = (width as usize, height as usize);
+    libjpeg_turbo_rs::compress(&image, width, height, PixelFormat::Rgb, 75, Subsampling::S420).unwrap()
 }
 
 /// An image as PNG.
