@@ -288,9 +288,10 @@ fn check_locked(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
         stage.kind.fixed && !action::is_pinned(stage) && !session.lock.sources.contains_key(&stage.name)
     };
     let Some(stage) = wanted.iter().find(unknown).map(|id| session.stage(*id)) else { return Ok(()) };
+    let lock = session.lock_name();
     Err(Error::input(format!(
-        "{}: {}: --locked: neither the pipeline nor pipeline.lock knows the bytes of this source\n  hint: run once without \
-         --locked, and commit pipeline.lock",
+        "{}: {}: --locked: neither the pipeline nor {lock} knows the bytes of this source\n  hint: run once without --locked, \
+         and commit {lock}",
         stage.location, stage.name
     )))
 }
@@ -651,10 +652,10 @@ impl<'a> Run<'a> {
                 before.files.get(path).is_some_and(|file| file.sha256 != *sha256 || file.size != *size)
             };
             if let Some((path, sha256, _)) = made.files.iter().find(differs) {
+                let (recorded, lock) = (&before.files[path].sha256, session.lock_name());
                 return Err(Error::input(format!(
-                    "{path}: other bytes came than pipeline.lock recorded\n  recorded sha256 {}\n  found    sha256 {sha256}\n  \
-                     hint: the source has changed; if that is right, delete its line in pipeline.lock",
-                    before.files[path].sha256
+                    "{path}: other bytes came than {lock} recorded\n  recorded sha256 {recorded}\n  found    sha256 {sha256}\n  \
+                     hint: the source has changed; if that is right, delete its line in {lock}"
                 )));
             }
         }

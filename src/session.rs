@@ -126,6 +126,11 @@ impl Session {
         self.file.with_extension("lock")
     }
 
+    /// As messages call it.
+    pub fn lock_name(&self) -> String {
+        self.lock_path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     pub fn stage(&self, id: StageId) -> &Stage {
         self.pipeline.stage(id)
     }

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use image::{ImageBuffer, Luma, LumaA, RgbImage, RgbaImage};
+use libjpeg_turbo_rs::precision::compress_12bit;
 use libjpeg_turbo_rs::{PixelFormat, Subsampling};
 use serde_json::{Value, json};
 use stages::data::Examples;
@@ -90,11 +91,13 @@ fn images() {
     let grey: ImageBuffer<LumaA<u8>, Vec<u8>> = ImageBuffer::new(9, 9);
     let whole = jpeg(60, 50, 40);
     let inks = include_bytes!("golden/cmyk.jpg").to_vec();
+    let twelve = compress_12bit(&[2000; 64], 8, 8, 1, 90, Subsampling::S444).unwrap();
     for (image, says) in [
         (png(deep), "an image of type Rgb16 where colour, 8 bits a channel is expected"),
         (png(RgbaImage::new(9, 9)), "an image of type Rgba8 where colour, 8 bits a channel is expected"),
         (png(grey), "an image of type La8 where colour, 8 bits a channel is expected"),
         (inks, "a JPEG of four inks (CMYK) where grey or red, green, blue is expected"),
+        (twelve, "a JPEG of 12 bits a channel where 8 are expected"),
         (whole[..whole.len() / 3].to_vec(), "cannot be decoded: "),
         (png(RgbImage::new(9, 9))[..40].to_vec(), "cannot be decoded: "),
         (b"GIF89a".to_vec(), "neither PNG nor JPEG (6 bytes that start with 474946383961)"),

@@ -14,7 +14,7 @@ const TINY: &str = r#"{"family":"bert","sizes":{"vocabulary":60,"hidden":48,"lay
 
 #[test]
 fn a_small_bert_equals_pytorch() {
-    for isa in Isa::ALL.into_iter().filter(|isa| isa.available()) {
+    for isa in Isa::tested().unwrap() {
         let model = model(TINY, THREE, Cpu::with_isa(isa, 2).unwrap());
         let (tokens, labels) = sentences(4, 18, 60, 3);
         golden::check("bert", &model, &tokens, &labels, Limit::Small);

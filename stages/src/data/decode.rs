@@ -68,6 +68,11 @@ fn jpeg(bytes: &[u8]) -> Result<DynamicImage> {
         4 => bail!("a JPEG of four inks (CMYK) where grey or red, green, blue is expected"),
         n => bail!("a JPEG of {n} components where grey or red, green, blue is expected"),
     };
+    // The decoder would scale 12 bits down without a word.
+    let bits = decoder.header().precision;
+    if bits != 8 {
+        bail!("a JPEG of {bits} bits a channel where 8 are expected");
+    }
     decoder.set_output_format(format);
     decoder.set_stop_on_warning(true);
     let image = decoder.decode_image().map_err(|e| anyhow!("cannot be decoded: {e}"))?;

@@ -41,6 +41,16 @@ impl Isa {
         }
     }
 
+    /// What a test has to pass on: the one that `ITPIPE_ISA` names, else all that this processor has.
+    ///
+    /// Errors: those of [`detect`](Self::detect); a test does not pass for want of a processor.
+    pub fn tested() -> Result<Vec<Isa>> {
+        match std::env::var_os(ISA_VARIABLE) {
+            Some(wanted) if !wanted.is_empty() => Ok(vec![Isa::detect()?]),
+            _ => Ok(Isa::ALL.into_iter().filter(|isa| isa.available()).collect()),
+        }
+    }
+
     /// The one that `ITPIPE_ISA` names, else the fastest that this processor has.
     ///
     /// Errors: an unknown name, or one that this processor lacks.

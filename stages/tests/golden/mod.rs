@@ -14,8 +14,7 @@ use stages::rng::Stream;
 /// Winograd's algorithm as models use it (by Form::Winograd it runs on one or three channels too, where nothing else would
 /// use it and its error is larger).
 pub fn cpus(threads: usize) -> impl Iterator<Item = Cpu> {
-    let available = Isa::ALL.into_iter().filter(|isa| isa.available());
-    available.flat_map(move |isa| {
+    Isa::tested().unwrap().into_iter().flat_map(move |isa| {
         [Form::Direct, Form::Fastest].map(|form| Cpu::with_isa(isa, threads).unwrap().with_form(form))
     })
 }
