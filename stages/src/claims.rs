@@ -321,7 +321,7 @@ pub struct Judged<'a> {
     pub verdict: Verdict,
     /// The mean (number, range) or the mean of the paired differences (ordering).
     pub ours: Option<Summary>,
-    /// Half the width of the 95 % interval that the verdict used.
+    /// Half the width of the 95 % interval that the verdict used; none of what was computed once.
     pub half_width: Option<f64>,
 }
 
@@ -341,8 +341,8 @@ pub fn judge<'a>(claims: &Claims, claim: &'a Claim, measured: &Measurements) -> 
         return Judged { claim, verdict: Verdict::NotRun, ours: None, half_width: None };
     };
     let alone = (claim.computed() && summary.n == 1).then_some(0.0);
-    let half_width = summary.half_width_with(other).or(alone);
-    let verdict = match half_width {
+    let half_width = summary.half_width_with(other);
+    let verdict = match half_width.or(alone) {
         None => Verdict::Inconclusive(Further::Unknown),
         Some(half) => {
             let (settled, room) = decide(claim, margin, summary.mean, half);

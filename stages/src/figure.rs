@@ -184,7 +184,7 @@ fn figure2(runs: &Runs<Evaluated>, ratio: u64) -> Result<Drawing> {
             references: [line(Method::Erm), line(Method::Iw)].into_iter().flatten().collect(),
         });
         for method in tempered {
-            best_by_seed(&mut measurements, data, ratio, method, metric, &gammas(method));
+            peak_by_seed(&mut measurements, data, ratio, method, metric, &gammas(method));
         }
     }
     if panels.iter().all(|p| p.series.is_empty()) {
@@ -206,8 +206,9 @@ fn figure2(runs: &Runs<Evaluated>, ratio: u64) -> Result<Drawing> {
     Ok(Drawing { figure, panels, columns: 2 })
 }
 
-/// Adds each seed's best gamma on the test set, as read off the curve: the first highest. Only seeds that have every gamma.
-fn best_by_seed(
+/// Adds each seed's best gamma on the test set, as read off the curve: the first highest. Only seeds that have every gamma
+/// and whose curve is not flat.
+fn peak_by_seed(
     all: &mut Measurements,
     data: &str,
     ratio: u64,
@@ -227,12 +228,13 @@ fn best_by_seed(
         let of = |m: &Measured| m.seeds.iter().find(|(s, _)| *s == seed).map(|(_, v)| *v);
         let values: Vec<f64> = curves.iter().map(of).collect::<Option<_>>()?;
         let top = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        values.iter().position(|v| *v == top).map(|i| (seed, gammas[i]))
+        let flat = values.iter().all(|v| *v == top);
+        values.iter().position(|v| *v == top && !flat).map(|i| (seed, gammas[i]))
     };
     let seeds: Vec<(u64, f64)> = first.seeds.iter().filter_map(|(seed, _)| best(*seed)).collect();
     if curves.len() == gammas.len() && !seeds.is_empty() {
         let stages = curves.iter().flat_map(|c| c.stages.iter().cloned()).collect();
-        let id = format!("{data}/{ratio}/{}/best-gamma/{metric}", method.word());
+        let id = format!("{data}/{ratio}/{}/peak-gamma/{metric}", method.word());
         all.insert(id, Measured { unit: String::new(), seeds, stages });
     }
 }

@@ -119,6 +119,31 @@ impl Content {
         self.params.reduced.trim().is_empty()
     }
 
+    /// A table's or figure's file as it leaves the report: of a reduced run it says so itself.
+    fn marked(&self, file: &Path, text: String) -> String {
+        if self.judges() {
+            return text;
+        }
+        let note = self.params.reduced.split_whitespace().collect::<Vec<_>>().join(" ");
+        match file.extension().and_then(|e| e.to_str()) {
+            Some("md") => format!("{text}\nReduced: {note}\n"),
+            Some("tex") => format!("% Reduced: {note}\n{text}"),
+            Some("csv") => {
+                let mark =
+                    |(i, line): (usize, &str)| format!("{line},{}\n", if i == 0 { "reduced" } else { "yes" });
+                text.lines().enumerate().map(mark).collect()
+            }
+            Some("svg") => {
+                let note = note.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+                match text.find("<svg").and_then(|svg| Some(svg + text[svg..].find('>')? + 1)) {
+                    Some(end) => format!("{}<desc>Reduced: {note}</desc>{}", &text[..end], &text[end..]),
+                    None => text,
+                }
+            }
+            _ => text,
+        }
+    }
+
     fn verdicts(&self) -> Vec<Judged<'_>> {
         self.claims.claims.iter().map(|c| judge(&self.claims, c, &self.measurements)).collect()
     }
@@ -139,8 +164,8 @@ impl Content {
 pub fn run(job: Job) -> Result<()> {
     let (content, files) = read(&job)?;
     for (from, to) in files {
-        let bytes = fs::read(&from).map_err(|e| bad(format!("{}: {e}", from.display())))?;
-        job::write(&job.out().join(to), &bytes)?;
+        let text = fs::read_to_string(&from).map_err(|e| bad(format!("{}: {e}", from.display())))?;
+        job::write(&job.out().join(&to), content.marked(&to, text).as_bytes())?;
     }
     if content.params.scope == Scope::Theory && content.judges() {
         job::write_json(&job.out().join("tables/verdicts.json"), &theory::Verdicts::of(&content))?;

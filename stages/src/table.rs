@@ -68,6 +68,15 @@ pub struct Fidelity {
     pub note: String,
 }
 
+impl Fidelity {
+    /// What a reader must know of numbers that were computed from it; none where it is what was published.
+    pub fn remark(&self) -> Option<String> {
+        let (name, variant, note) = (dataset_label(&self.dataset), &self.variant, &self.note);
+        (!self.exact)
+            .then(|| format!("{name} is the variant {variant}, not bit for bit the published one: {note}"))
+    }
+}
+
 /// Runs the stage. Inputs: `metrics` (evaluate stages), `claims` (the claims file). Output: `table.{html,md,tex,csv,json}`.
 pub fn run(job: Job) -> Result<()> {
     let params: Params = job.params()?;
@@ -300,7 +309,13 @@ impl Plan<'_> {
             let differences = self.each(|method, metric, digits| {
                 let erm = quantity(data, ratio, Method::Erm, "0", metric);
                 let id = quantity(data, ratio, method, gamma, metric);
-                if id == erm || repeated(method) { Cell::Empty } else { self.measured(&[&id, &erm], digits) }
+                // Where the best gamma is 0, IT is ERM and there is nothing to compare.
+                let chosen = gamma == "best" && self.runs.best_gamma(data, ratio, method) == Some(0.0);
+                if id == erm || repeated(method) || (chosen && method.tempered()) {
+                    Cell::Empty
+                } else {
+                    self.measured(&[&id, &erm], digits)
+                }
             });
             push(RowKind::Difference, format!("{label}, minus ERM"), differences);
         }
@@ -389,7 +404,8 @@ impl Plan<'_> {
              seed. The seeds change initialisation and order, not the examples."
                 .to_string(),
             "The best γ is the one of the highest worst-class accuracy on a balanced split held out of the training \
-             rows, γ = 0 (ERM) among the candidates; at γ = 0 every T is 1."
+             rows, then of the highest average there, then the smallest; γ = 0 (ERM) is among the candidates: every T \
+             is 1 there, and a difference from ERM would be one from itself."
                 .to_string(),
         ];
         if self.layout == Layout::Table2Shift {
@@ -399,14 +415,7 @@ impl Plan<'_> {
                     .to_string(),
             );
         }
-        notes.extend(sources.iter().filter(|s| !s.exact).map(|s| {
-            format!(
-                "{} is the variant {}, not bit for bit the published one: {}",
-                dataset_label(&s.dataset),
-                s.variant,
-                s.note
-            )
-        }));
+        notes.extend(sources.iter().filter_map(Fidelity::remark));
         notes
     }
 }

@@ -115,7 +115,7 @@ impl World {
             .collect();
         self.write(
             "provenance.json",
-            &json!({"version": 1, "profile": "smoke", "vars": {"variant": "mirror"}, "stages": stages}),
+            &json!({"version": 1, "profile": "smoke", "vars": {"variants": {"fashion-mnist": "mirror"}, "program": "default"}, "stages": stages}),
         );
         json!({
             "tables": [{"name": "table1[fashion-mnist]", "path": one}, {"name": "table2", "path": two}],

@@ -47,8 +47,8 @@ fn figure2_measures_the_curve_and_each_seeds_best_gamma() {
     let drawing = figure2(&runs(), 100).unwrap();
     let m = &drawing.figure.measurements;
     // Seed 0: 0.2, 0.6, 0.5; seed 1: 0.21, 0.6, 0.7.
-    assert_eq!(m["fashion-mnist/100/it-classifier/best-gamma/worst"].seeds, [(0, 0.5), (1, 1.0)]);
-    assert_eq!(m["fashion-mnist/100/it-classifier/best-gamma/worst"].unit, "");
+    assert_eq!(m["fashion-mnist/100/it-classifier/peak-gamma/worst"].seeds, [(0, 0.5), (1, 1.0)]);
+    assert_eq!(m["fashion-mnist/100/it-classifier/peak-gamma/worst"].unit, "");
     let series = &drawing.panels[1].series;
     assert_eq!(series.len(), 1);
     assert_eq!(series[0].points.iter().map(|p| p.x).collect::<Vec<_>>(), [0.0, 0.5, 1.0]);

@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use super::{Content, Stage};
+use crate::claims::Scope;
 use crate::grid::{anchor, decimal};
 use crate::stats::Summary;
 
@@ -17,7 +18,15 @@ fn numbers(c: &Content) -> Markup {
     html! {
         section id="numbers" {
             h2 { "Every number" }
-            p { "A quantity is data / ratio / method@γ / what. Accuracies are percent of the test images, angles degrees; the interval is Student's t at 95 %." }
+            @match c.params.scope {
+                Scope::Training => {
+                    p { "A quantity is data / ratio / method@γ / what. Accuracies are of the test images; the interval is Student's t at 95 %. "
+                        code { "peak-gamma" } " is the γ at which a seed's curve in figure 2 is highest, as one reads it off: the tables choose γ on rows held out of the training." }
+                }
+                Scope::Theory => {
+                    p { "A quantity is computation / case / what; figure 4's and theorem 5's are errors. The interval is Student's t at 95 % over replicates; what has none was computed once." }
+                }
+            }
             div.grid tabindex="0" { table.numbers {
                 thead { tr { th scope="col" { "quantity" } th scope="col" { "mean" } th scope="col" { "seeds" } th scope="col" { "from" } } }
                 tbody {
@@ -26,7 +35,7 @@ fn numbers(c: &Content) -> Markup {
                             th scope="row" { code { (id) } }
                             td {
                                 @if let Some(s) = Summary::of(&m.values()) {
-                                    (decimal(s.mean, 2, false))
+                                    (decimal(s.mean, 2, false)) @if !m.unit.is_empty() { " " (m.unit) }
                                     small { @if let Some(h) = s.half_width() { "± " (decimal(h, 2, false)) " " } span.n { "n " (s.n) } }
                                 }
                             }

@@ -4,10 +4,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::Value;
 
 use super::{Content, Deviation, Setting, appendix, theory as beside};
-use crate::claims::{Claim, Computation, Further, Judged, Scope, Verdict};
-use crate::grid::{RowKind, anchor, decimal};
+use crate::claims::{Claim, Computation, Further, Judged, Scope, Spread, Verdict};
+use crate::grid::{Cell, RowKind, anchor, decimal};
 use crate::stats::Summary;
-use crate::table::dataset_label;
+use crate::table::{Fidelity, Layout, dataset_label};
 use crate::theory;
 
 const STYLE: &str = include_str!("style.css");
@@ -56,6 +56,8 @@ pub fn html(c: &Content) -> Markup {
                                 (PreEscaped(&drawn.fragment))
                                 figcaption { (drawn.figure.caption) }
                             }
+                            @let remarks: Vec<String> = drawn.figure.sources.iter().filter_map(Fidelity::remark).collect();
+                            @if !remarks.is_empty() { ul.notes { @for remark in remarks { li { (remark) } } } }
                             p.files { "The same as "
                                 a href=(format!("figures/{}.svg", drawn.figure.id)) { "svg" } ", "
                                 a href=(format!("figures/{}.csv", drawn.figure.id)) { "csv" }
@@ -92,7 +94,7 @@ fn contents(c: &Content) -> Markup {
                 li { a href="#results" { "What came out" } }
                 li { a href="#run" { "What was run" } }
                 @for t in &c.tables { li { a href=(format!("#{}", t.id)) { (short(&t.title)) } } }
-                @for f in &c.figures { li { a href=(format!("#{}", f.figure.id)) { (short(&f.figure.title)) } } }
+                @for f in &c.figures { li { a href=(format!("#{}", f.figure.id)) { (figure_label(c, &f.figure.title)) } } }
                 @if c.theory.is_some() { li { a href="#theory" { "The theory" } } }
                 li { a href="#verdicts" { "Verdicts" } }
                 li { a href="#readings" { "The paper's text" } }
@@ -109,39 +111,70 @@ fn short(title: &str) -> &str {
     title.split(':').next().unwrap_or(title)
 }
 
-/// The paired differences from ERM in words: whichever way they fell.
-fn results(c: &Content) -> Markup {
-    let mut lines: Vec<(String, Markup)> = vec![];
-    for table in c.tables.iter().filter(|t| t.layout == crate::table::Layout::Table2Shift) {
+/// A figure's title up to its colon, or the whole where another begins likewise.
+fn figure_label<'a>(c: &Content, title: &'a str) -> &'a str {
+    let alike = c.figures.iter().filter(|f| short(&f.figure.title) == short(title)).count();
+    if alike > 1 { title } else { short(title) }
+}
+
+/// The paired differences from ERM in the tables of a layout: where, and in words, whichever way they fell.
+fn differences(c: &Content, layout: Layout, metric: &str) -> Vec<(String, Markup)> {
+    let mut lines = vec![];
+    for table in c.tables.iter().filter(|t| t.layout == layout) {
         let Some(grid) = table.grids.first() else { continue };
         for row in grid.rows.iter().filter(|r| r.kind == RowKind::Difference) {
             for (column, cell) in grid.columns.iter().zip(&row.cells) {
-                if let crate::grid::Cell::Measured { mean, half_width, n, .. } = cell {
-                    let place = row.labels[0].clone();
-                    let what =
-                        format!("{} ({})", column.label, row.labels[1].split(',').next().unwrap_or_default());
-                    lines.push((place, difference(&what, *mean, *half_width, *n)));
+                let Cell::Measured { mean, half_width, n, .. } = cell else { continue };
+                let (place, method) = match layout {
+                    Layout::Table1 if column.label != metric => continue,
+                    Layout::Table1 => {
+                        let data = table.sources.first().map_or("", |s| dataset_label(&s.dataset));
+                        (format!("{}, {data}", row.labels[0]), &column.group)
+                    }
+                    _ => (row.labels[0].clone(), &column.label),
+                };
+                let gamma = row.labels[1].strip_suffix(", minus ERM").unwrap_or_default();
+                // Only tempered methods have a gamma.
+                let what =
+                    if method.starts_with("IT") { format!("{method} ({gamma})") } else { method.clone() };
+                lines.push((place, difference(&what, *mean, *half_width, *n)));
+            }
+        }
+    }
+    lines
+}
+
+/// Differences in words, by place.
+fn by_place(title: &str, lines: &[(String, Markup)]) -> Markup {
+    let mut places: Vec<&String> = lines.iter().map(|(p, _)| p).collect();
+    places.dedup();
+    html! {
+        @if !lines.is_empty() {
+            p { (title) }
+            dl.results {
+                @for place in places {
+                    dt { (place) }
+                    dd { ul { @for (_, line) in lines.iter().filter(|(p, _)| p == place) { li { (line) } } } }
                 }
             }
         }
     }
-    let mut places: Vec<&String> = lines.iter().map(|(p, _)| p).collect();
-    places.dedup();
+}
+
+/// What came out, in words.
+fn results(c: &Content) -> Markup {
+    let worst = differences(c, Layout::Table2Shift, "");
+    let average = differences(c, Layout::Table1, "average");
     html! {
         section id="results" {
             h2 { "What came out" }
             @if c.params.scope == Scope::Theory {
                 (outcome(c))
-            } @else if lines.is_empty() {
+            } @else if worst.is_empty() && average.is_empty() {
                 p { "No method was run beside ERM on the same seeds." }
             } @else {
-                p { "Worst-class accuracy on the balanced test set, minus ERM's, paired by seed:" }
-                dl.results {
-                    @for place in places {
-                        dt { (place) }
-                        dd { ul { @for (_, line) in lines.iter().filter(|(p, _)| p == place) { li { (line) } } } }
-                    }
-                }
+                (by_place("Worst-class accuracy on the balanced test set, minus ERM's, paired by seed:", &worst))
+                (by_place("Average accuracy on the balanced test set, minus ERM's, paired by seed:", &average))
             }
         }
     }
@@ -197,6 +230,7 @@ fn difference(what: &str, mean: f64, half: Option<f64>, n: usize) -> Markup {
         None => (String::new(), "one seed, so no interval"),
         Some(h) => {
             let word = match (mean - h > 0.0, mean + h < 0.0) {
+                _ if mean == 0.0 && h == 0.0 => "equal to ERM on every seed",
                 (true, _) => "above ERM",
                 (_, true) => "below ERM",
                 _ => "not told apart from ERM",
@@ -238,10 +272,10 @@ fn run(c: &Content) -> Markup {
                 @for s in &c.sources {
                     li {
                         b { (dataset_label(&s.dataset)) } ", variant " code { (s.variant) } ": "
-                        @if s.exact { "bit for bit the published images" } @else { "not the published data set as a whole" }
+                        @if s.exact { "as published" } @else { "not the published data set as a whole" }
                         @if !s.note.is_empty() { " (" (s.note) ")" }
                         "."
-                        @if !s.exact { " Every number computed from it carries this note." }
+                        @if !s.exact { " Its tables and figures carry this note." }
                     }
                 }
             }
@@ -278,6 +312,7 @@ fn verdicts(c: &Content) -> Markup {
     }
     let all = c.verdicts();
     let count = |f: fn(&Verdict) -> bool| all.iter().filter(|j| f(&j.verdict)).count();
+    let drawn = |claim: &Claim| matches!(claim, Claim::Number { spread, .. } if *spread != Spread::Exact);
     html! {
         section id="verdicts" {
             h2 { "Verdicts" }
@@ -285,7 +320,11 @@ fn verdicts(c: &Content) -> Markup {
                 (count(|v| *v == Verdict::Match)) " match, "
                 (count(|v| *v == Verdict::Contradicted)) " contradicted, "
                 (count(|v| matches!(v, Verdict::Inconclusive(_)))) " inconclusive, "
-                (count(|v| *v == Verdict::NotRun)) " not run, of " (all.len()) " claims. The margins were fixed before any run; the paper's number is one draw of unknown spread, so that the test's variance is s²(1 + 1/n)."
+                (count(|v| *v == Verdict::NotRun)) " not run, of " (all.len()) " claims. The margins were fixed before any run."
+                @if all.iter().any(|j| drawn(j.claim)) {
+                    " The paper's number is one draw of unknown spread (figure 4(b)'s the mean of two), so that the test's variance is s²(1 + 1/n). "
+                    "The seeds differ in initialisation and order, not in the examples that are kept, as the paper's draw may: that part of the spread is in no interval."
+                }
             }
             div.grid tabindex="0" { table.claims {
                 thead { tr {
@@ -327,7 +366,13 @@ fn verdict(c: &Content, judged: &Judged) -> Markup {
                 @if let Some(ours) = judged.ours {
                     @let href = judged.claim.quantities().first().map(|q| format!("#{}", anchor(q))).unwrap_or_default();
                     a href=(href) { (decimal(ours.mean, 2, signed)) }
-                    small { @if let Some(h) = judged.half_width { "± " (decimal(h, 2, false)) " " } span.n { "n " (ours.n) } }
+                    small {
+                        @match judged.half_width {
+                            Some(h) => { "± " (decimal(h, 2, false)) " " span.n { "n " (ours.n) } },
+                            None if judged.claim.computed() => "computed",
+                            None => { span.n { "n " (ours.n) } },
+                        }
+                    }
                 } @else { "–" }
             }
             td { (margin) }
@@ -392,14 +437,19 @@ fn closed_forms() -> Markup {
 
 fn rerun(c: &Content) -> Markup {
     let profile = &c.provenance.profile;
-    let mirror = c.provenance.vars.get("variant").and_then(Value::as_str) == Some("mirror");
-    let mirror = mirror && c.params.scope == Scope::Training;
+    let var = |name: &str| c.provenance.vars.get(name);
+    let variants = var("variants").and_then(Value::as_object);
+    let mirror = variants.is_some_and(|v| v.values().any(|v| v == "mirror"));
+    let mirror = if mirror && c.params.scope == Scope::Training { " --mirror DIR" } else { "" };
     let target = if c.params.scope == Scope::Theory { "theory" } else { "report" };
-    let mirror = if mirror { " --mirror DIR" } else { "" };
+    let program = match var("program").and_then(Value::as_str) {
+        None | Some("default") => String::new(),
+        Some(other) => format!(" -S program={other}"),
+    };
     html! {
         section id="rerun" {
             h2 { "How to run it" }
-            pre { "cargo run --release -- run " (target) " --profile " (profile) (mirror) }
+            pre { "cargo run --release -- run " (target) " --profile " (profile) (mirror) (program) }
             @if !mirror.is_empty() { p { code { "DIR" } " holds the files in the Hub's own layout; their digests are pinned, and another file is refused." } }
             p { "What is up to date is not run again. Why a stage would run, its log, and what it is made of:" }
             pre {

@@ -97,7 +97,13 @@ pub fn section(v: &Verdicts) -> Markup {
                             td {
                                 @if let Some((mean, half, n)) = c.ours {
                                     (decimal(mean, 2, c.signed))
-                                    small { @if let Some(h) = half { "± " (decimal(h, 2, false)) " " } span.n { "n " (n) } }
+                                    small {
+                                        @match half {
+                                            Some(h) => { "± " (decimal(h, 2, false)) " " span.n { "n " (n) } },
+                                            None if n == 1 => "computed",
+                                            None => { span.n { "n " (n) } },
+                                        }
+                                    }
                                 } @else { "–" }
                             }
                             td.verdict.(c.verdict.0) { (c.verdict.1) }

@@ -1,7 +1,7 @@
 //! Table 2's rows of groups that are not classes: worst-group accuracy by data set, network and weight decay, and how far
 //! each training went. Knows this layout.
 
-use super::{Layout, Table, VERSION, dataset_label};
+use super::{Fidelity, Layout, Table, VERSION, dataset_label};
 use crate::claims::{Claims, Measurements};
 use crate::grid::{Cell, Column, Grid, Row, RowKind};
 use crate::groups::{self, GroupRun, cell};
@@ -83,10 +83,7 @@ pub fn build(claims: &Claims, runs: &[GroupRun]) -> Table {
             .to_string(),
         "IW draws examples of each group equally often, as group DRO's code does.".to_string(),
     ];
-    notes.extend(sources.iter().filter(|s| !s.exact).map(|s| {
-        let name = dataset_label(&s.dataset);
-        format!("{name} is the variant {}, not bit for bit the published one: {}", s.variant, s.note)
-    }));
+    notes.extend(sources.iter().filter_map(Fidelity::remark));
     let names: Vec<String> =
         groups::values(runs, "data").iter().map(|d| dataset_label(d).to_string()).collect();
     Table {
