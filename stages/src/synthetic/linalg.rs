@@ -7,10 +7,12 @@ use anyhow::Result;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-/// Rows that one task of a triangular product handles.
-const TILE: usize = 256;
-/// Columns that one step of Cholesky's factorisation eliminates.
-const PANEL: usize = 128;
+/// Rows that one task of a product handles at most.
+const TILE: usize = 512;
+/// A triangle of at most so many rows is computed as a square.
+const SQUARE: usize = 128;
+/// Columns that Cholesky's factorisation eliminates at once, and that a triangular solve takes at a time.
+const PANEL: usize = 64;
 
 /// A matrix, row by row.
 #[derive(Debug, Clone, PartialEq)]
@@ -158,9 +160,36 @@ impl Shared {
     }
 }
 
-fn tiles(rows: usize) -> Vec<usize> {
-    // The last tile of a triangle is the longest: it goes first.
-    (0..rows).step_by(TILE).rev().collect()
+fn tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows).step_by(TILE).map(move |i| (i, TILE.min(rows - i)))
+}
+
+/// A rectangle of a matrix that one task computes.
+struct Block {
+    row: usize,
+    rows: usize,
+    col: usize,
+    cols: usize,
+}
+
+/// The largest first, so that no thread is left with one at the end.
+fn ordered(mut blocks: Vec<Block>) -> Vec<Block> {
+    blocks.sort_by_key(|b| std::cmp::Reverse(b.rows * b.cols));
+    blocks
+}
+
+/// Cuts a lower triangle into squares below the diagonal and small ones on it.
+fn triangle(start: usize, size: usize, blocks: &mut Vec<Block>) {
+    if size <= SQUARE {
+        blocks.push(Block { row: start, rows: size, col: start, cols: size });
+        return;
+    }
+    let half = (size / 2).next_multiple_of(8);
+    triangle(start, half, blocks);
+    triangle(start + half, size - half, blocks);
+    let below =
+        tiles(size - half).map(|(i, rows)| Block { row: start + half + i, rows, col: start, cols: half });
+    blocks.extend(below);
 }
 
 /// `a * b`.
@@ -168,8 +197,7 @@ pub fn product(a: &Matrix, b: &Matrix) -> Matrix {
     assert_eq!(a.cols, b.rows, "shapes of a product");
     let mut c = Matrix::zeros(a.rows, b.cols);
     let out = Shared(c.data.as_mut_ptr());
-    tiles(a.rows).into_par_iter().for_each(|i| {
-        let m = TILE.min(a.rows - i);
+    tiles(a.rows).collect::<Vec<_>>().into_par_iter().for_each(|(i, m)| {
         let left = Part { start: a.row(i).as_ptr(), row: a.cols as isize, col: 1 };
         let right = Part { start: b.data.as_ptr(), row: b.cols as isize, col: 1 };
         // Safety: rows i .. i + m of `c` belong to this task alone.
@@ -183,12 +211,14 @@ pub fn gram(a: &Matrix) -> Matrix {
     let n = a.rows;
     let mut c = Matrix::zeros(n, n);
     let out = Shared(c.data.as_mut_ptr());
-    tiles(n).into_par_iter().for_each(|i| {
-        let m = TILE.min(n - i);
-        let left = Part { start: a.data[i * a.cols..].as_ptr(), row: a.cols as isize, col: 1 };
-        let right = Part { start: a.data.as_ptr(), row: 1, col: a.cols as isize };
-        // Safety: rows i .. i + m of `c` belong to this task alone.
-        unsafe { multiply((m, i + m, a.cols), (out.at(i * n), n as isize), left, right, 0.0, 1.0) }
+    let mut blocks = vec![];
+    triangle(0, n, &mut blocks);
+    ordered(blocks).into_par_iter().with_max_len(1).for_each(|b| {
+        let left = Part { start: a.data[b.row * a.cols..].as_ptr(), row: a.cols as isize, col: 1 };
+        let right = Part { start: a.data[b.col * a.cols..].as_ptr(), row: 1, col: a.cols as isize };
+        let at = out.at(b.row * n + b.col);
+        // Safety: this block of `c` belongs to this task alone.
+        unsafe { multiply((b.rows, b.cols, a.cols), (at, n as isize), left, right, 0.0, 1.0) }
     });
     mirror(&mut c);
     c
@@ -197,13 +227,18 @@ pub fn gram(a: &Matrix) -> Matrix {
 /// Copies the lower triangle to the upper one.
 fn mirror(c: &mut Matrix) {
     let n = c.rows;
-    for (i0, j0) in blocks(n, n).filter(|(i, j)| j <= i) {
-        for i in i0..(i0 + 32).min(n) {
-            for j in j0..(j0 + 32).min(i) {
-                c.data[j * n + i] = c.data[i * n + j];
+    let all = Shared(c.data.as_mut_ptr());
+    (0..n.div_ceil(32)).into_par_iter().for_each(|block| {
+        let rows = block * 32..(block * 32 + 32).min(n);
+        for i0 in (rows.start..n).step_by(32) {
+            for j in rows.clone() {
+                for i in i0.max(j + 1)..(i0 + 32).min(n) {
+                    // Safety: a task writes above the diagonal in rows of its own, and all read below it.
+                    unsafe { *all.at(j * n + i) = *all.at(i * n + j) }
+                }
             }
         }
-    }
+    });
 }
 
 /// Cholesky's factor of a symmetric matrix of which the lower triangle is read.
@@ -218,23 +253,7 @@ impl Cholesky {
     /// Errors: the matrix is not positive definite to working precision; the message names the pivot.
     pub fn new(mut a: Matrix) -> Result<Self> {
         let n = a.rows;
-        let mut start = 0;
-        while start < n {
-            let width = PANEL.min(n - start);
-            let inverse = eliminate(&mut a, start, width)?;
-            let below = start + width;
-            let panel = scale(&mut a, start, width, &inverse);
-            let out = Shared(a.data.as_mut_ptr());
-            tiles(n - below).into_par_iter().for_each(|i| {
-                let m = TILE.min(n - below - i);
-                let left = Part { start: panel.data[i * width..].as_ptr(), row: width as isize, col: 1 };
-                let right = Part { start: panel.data.as_ptr(), row: 1, col: width as isize };
-                let at = out.at((below + i) * n + below);
-                // Safety: rows below + i .. + m of `a` belong to this task alone.
-                unsafe { multiply((m, i + m, width), (at, n as isize), left, right, 1.0, -1.0) }
-            });
-            start = below;
-        }
+        factorise(&mut a, 0, n)?;
         Ok(Self { factor: a })
     }
 
@@ -242,18 +261,61 @@ impl Cholesky {
     pub fn solve(&self, b: &[f64]) -> Vec<f64> {
         let mut x = b.to_vec();
         let n = self.factor.rows;
-        for i in 0..n {
-            let row = &self.factor.row(i)[..=i];
-            x[i] = (x[i] - dot(&row[..i], &x[..i])) / row[i];
+        for start in (0..n).step_by(PANEL) {
+            let end = (start + PANEL).min(n);
+            let (known, rest) = x.split_at_mut(start);
+            let rows = rest[..end - start].par_iter_mut().with_min_len(PANEL / 4).enumerate();
+            rows.for_each(|(i, x)| *x -= dot(&self.factor.row(start + i)[..start], known));
+            for i in start..end {
+                let row = &self.factor.row(i)[start..=i];
+                x[i] = (x[i] - dot(&row[..i - start], &x[start..i])) / row[i - start];
+            }
         }
-        for i in (0..n).rev() {
-            let row = &self.factor.row(i)[..=i];
-            let value = x[i] / row[i];
-            x[i] = value;
-            x[..i].iter_mut().zip(row).for_each(|(x, l)| *x -= value * l);
+        for start in (0..n).step_by(PANEL).rev() {
+            let end = (start + PANEL).min(n);
+            for i in (start..end).rev() {
+                let row = &self.factor.row(i)[start..=i];
+                let value = x[i] / row[i - start];
+                x[i] = value;
+                x[start..i].iter_mut().zip(row).for_each(|(x, l)| *x -= value * l);
+            }
+            let (open, rest) = x.split_at_mut(start);
+            open.par_chunks_mut(512).enumerate().for_each(|(part, open)| {
+                for (i, value) in (start..end).zip(&*rest) {
+                    let row = &self.factor.row(i)[part * 512..];
+                    open.iter_mut().zip(row).for_each(|(x, l)| *x -= value * l);
+                }
+            });
         }
         x
     }
+}
+
+/// Factorises `width` columns from `start` on, all rows below included: the left half, what it takes from the right half,
+/// the right half.
+fn factorise(a: &mut Matrix, start: usize, width: usize) -> Result<()> {
+    if width <= PANEL {
+        let inverse = eliminate(a, start, width)?;
+        scale(a, start, width, &inverse);
+        return Ok(());
+    }
+    let half = (width / 2).next_multiple_of(PANEL);
+    factorise(a, start, half)?;
+    let (n, middle, right) = (a.cols, start + half, width - half);
+    let mut blocks = vec![];
+    triangle(0, right, &mut blocks);
+    let below =
+        tiles(n - middle - right).map(|(i, rows)| Block { row: right + i, rows, col: 0, cols: right });
+    blocks.extend(below);
+    let all = Shared(a.data.as_mut_ptr());
+    ordered(blocks).into_par_iter().with_max_len(1).for_each(|b| {
+        let left = Part { start: all.at((middle + b.row) * n + start), row: n as isize, col: 1 };
+        let across = Part { start: all.at((middle + b.col) * n + start), row: 1, col: n as isize };
+        let at = all.at((middle + b.row) * n + middle + b.col);
+        // Safety: this block belongs to this task alone, and all read the columns left of `middle`, which none writes.
+        unsafe { multiply((b.rows, b.cols, half), (at, n as isize), left, across, 1.0, -1.0) }
+    });
+    factorise(a, middle, right)
 }
 
 /// Factorises the diagonal block and returns the inverse of its factor.
@@ -285,23 +347,20 @@ fn eliminate(a: &mut Matrix, start: usize, width: usize) -> Result<Matrix> {
     Ok(inverse)
 }
 
-/// Multiplies the rows below a diagonal block by the transposed inverse of its factor; returns a copy of them.
-fn scale(a: &mut Matrix, start: usize, width: usize, inverse: &Matrix) -> Matrix {
+/// Multiplies the rows below a diagonal block by the transposed inverse of its factor.
+fn scale(a: &mut Matrix, start: usize, width: usize, inverse: &Matrix) {
     let (n, below) = (a.cols, start + width);
-    let mut panel = Matrix::zeros(n - below, width);
-    let out = Shared(panel.data.as_mut_ptr());
-    let from = &*a;
-    tiles(n - below).into_par_iter().for_each(|i| {
-        let m = TILE.min(n - below - i);
-        let left = Part { start: from.data[(below + i) * n + start..].as_ptr(), row: n as isize, col: 1 };
+    a.data[below * n..].par_chunks_mut(TILE / 2 * n).for_each(|rows| {
+        let m = rows.len() / n;
+        let mut product = vec![0.0; m * width];
+        let left = Part { start: rows[start..].as_ptr(), row: n as isize, col: 1 };
         let right = Part { start: inverse.data.as_ptr(), row: 1, col: width as isize };
-        // Safety: rows i .. i + m of `panel` belong to this task alone.
-        unsafe { multiply((m, width, width), (out.at(i * width), width as isize), left, right, 0.0, 1.0) }
+        // Safety: `product` belongs to this task alone.
+        unsafe { multiply((m, width, width), (product.as_mut_ptr(), width as isize), left, right, 0.0, 1.0) }
+        for (row, product) in rows.chunks_exact_mut(n).zip(product.chunks_exact(width)) {
+            row[start..below].copy_from_slice(product);
+        }
     });
-    for i in 0..n - below {
-        a.data[(below + i) * n + start..(below + i) * n + below].copy_from_slice(panel.row(i));
-    }
-    panel
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! temperature, c_i the importance weight (1/n where there is none). scikit-learn's C is 1 / (n ridge).
 
 use anyhow::Result;
+use rayon::prelude::*;
 
 use super::linalg::{Cholesky, Matrix, dot, gram, norm};
 use crate::job::bad;
@@ -212,11 +213,11 @@ impl Loss {
         let n = k.rows;
         let s = self.stiffness(f);
         let mut system = Matrix::zeros(n, n);
-        for i in 0..n {
-            let row = &mut system.data[i * n..i * n + i + 1];
-            row.iter_mut().zip(k.row(i)).zip(&s).for_each(|((b, k), sj)| *b = s[i] * k * sj);
+        system.data.par_chunks_exact_mut(n).enumerate().for_each(|(i, row)| {
+            let lower = row[..=i].iter_mut().zip(k.row(i)).zip(&s);
+            lower.for_each(|((b, k), sj)| *b = s[i] * k * sj);
             row[i] += self.ridge;
-        }
+        });
         let right: Vec<f64> = self.ratio(f).iter().zip(&s).zip(f).map(|((r, s), f)| s * f + r).collect();
         let solved = Cholesky::new(system)?.solve(&right);
         Ok(solved.iter().zip(&s).map(|(v, s)| s * v).collect())
