@@ -108,9 +108,12 @@ impl Action<'_> {
         if let Some(files) = stage.files.as_ref().filter(|_| stage.kind.fixed) {
             let pinned = !files.is_empty() && files.values().all(|promise| promise.sha256.is_some());
             if !pinned {
-                // The place decides what comes, so the place is part of the key.
+                // What decides what comes is part of the key; how the downloader is written is not.
                 manifest.push("salt", self.salt);
+                push_command(&mut manifest, &stage.kind.command);
                 push_map(&mut manifest, "params", &stage.params);
+                push_env(&mut manifest, self.env);
+                push_inputs(&mut manifest, self.inputs);
             }
             push_promises(&mut manifest, files);
             return manifest;
@@ -127,21 +130,8 @@ impl Action<'_> {
         if let Some(identity) = self.identity {
             manifest.push("identity", identity);
         }
-        for (name, value) in self.env {
-            manifest.push(format!("env.{name}"), env_text(name, value.as_deref()));
-        }
-        for (name, input) in self.inputs {
-            match input {
-                InputDigest::One(digest) => {
-                    manifest.push(format!("inputs.{}", word(name)), digest.to_string())
-                }
-                InputDigest::Many(list) => {
-                    for (i, (source, digest)) in list.iter().enumerate() {
-                        manifest.push(format!("inputs.{}[{i}]", word(name)), format!("{source} {digest}"));
-                    }
-                }
-            }
-        }
+        push_env(&mut manifest, self.env);
+        push_inputs(&mut manifest, self.inputs);
         manifest.push("repeatable", stage.kind.repeatable.to_string());
         manifest
     }
@@ -160,6 +150,25 @@ fn push_command(manifest: &mut Manifest, command: &Command) {
         Command::Argv(words) => {
             for (i, word) in words.iter().enumerate() {
                 manifest.push(format!("run[{i}]"), word);
+            }
+        }
+    }
+}
+
+fn push_env(manifest: &mut Manifest, env: &[(String, Option<String>)]) {
+    for (name, value) in env {
+        manifest.push(format!("env.{name}"), env_text(name, value.as_deref()));
+    }
+}
+
+fn push_inputs(manifest: &mut Manifest, inputs: &[(String, InputDigest)]) {
+    for (name, input) in inputs {
+        match input {
+            InputDigest::One(digest) => manifest.push(format!("inputs.{}", word(name)), digest.to_string()),
+            InputDigest::Many(list) => {
+                for (i, (source, digest)) in list.iter().enumerate() {
+                    manifest.push(format!("inputs.{}[{i}]", word(name)), format!("{source} {digest}"));
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The command line and its `ITPIPE_` variables. Nothing else reads either. Knows no pipeline.
+//! The command line and its `ITPIPE_` variables. Nothing else reads either, but for one variable of tests in `device`.
+//! Knows no pipeline.
 
 use std::path::PathBuf;
 
@@ -251,6 +252,8 @@ pub enum GraphFormat {
     Dot,
     Mermaid,
     Svg,
+    /// One document, each stage of a matrix by itself
+    Json,
 }
 
 #[cfg(test)]

@@ -8,9 +8,6 @@ use walkdir::WalkDir;
 use crate::digest::Digest;
 use crate::error::Error;
 
-/// Folders that hold no source of anything, whatever a pattern says.
-const SKIPPED: [&str; 4] = [".git", "target", "__pycache__", "node_modules"];
-
 /// The files that the patterns name, relative to `root`, sorted, each once. `what` names the field in an error.
 ///
 /// # Errors
@@ -65,9 +62,7 @@ fn walk(
     files: &mut Vec<String>,
 ) -> Result<(), String> {
     let skipped = |entry: &walkdir::DirEntry| {
-        entry.depth() > 0
-            && entry.file_type().is_dir()
-            && (SKIPPED.iter().any(|name| entry.file_name() == *name) || entry.path() == root.join("cache"))
+        entry.depth() > 0 && entry.file_type().is_dir() && is_made(root, entry.path())
     };
     for entry in WalkDir::new(folder).follow_links(true).into_iter().filter_entry(|e| !skipped(e)) {
         let entry = entry.map_err(|error| error.to_string())?;
@@ -77,6 +72,17 @@ fn walk(
         }
     }
     Ok(())
+}
+
+/// Whether a folder below a pattern holds no source of anything. Its name alone says so only where it is nobody's word:
+/// a module may be called target.
+fn is_made(root: &Path, folder: &Path) -> bool {
+    match folder.file_name().and_then(|name| name.to_str()) {
+        Some(".git" | "__pycache__") => true,
+        Some("target" | "cache") if folder.parent() == Some(root) => true,
+        Some("node_modules") if folder.with_file_name("package.json").is_file() => true,
+        _ => folder.join("CACHEDIR.TAG").is_file(),
+    }
 }
 
 fn text(path: &Path) -> Result<String, String> {
@@ -100,7 +106,8 @@ mod tests {
     #[test]
     fn folders_globs_and_files_are_sorted_and_named_once() {
         let root = tempfile::tempdir().unwrap();
-        for file in ["a/x.rs", "a/b/y.rs", "a/b/z.txt", "c.rs", "a/target/no.rs"] {
+        let made = ["target/no.rs", "a/built/CACHEDIR.TAG", "a/built/no.rs", "a/b/__pycache__/no.rs"];
+        for file in ["a/x.rs", "a/b/y.rs", "a/b/z.txt", "a/target/t.rs", "c.rs"].iter().chain(&made) {
             std::fs::create_dir_all(root.path().join(file).parent().unwrap()).unwrap();
             std::fs::write(root.path().join(file), "").unwrap();
         }
@@ -108,8 +115,11 @@ mod tests {
             let patterns: Vec<String> = patterns.iter().map(|p| p.to_string()).collect();
             files(root.path(), &patterns, "code").map_err(|e| e.text)
         };
-        assert_eq!(list(&["a", "c.rs", "./c.rs"]).unwrap(), ["a/b/y.rs", "a/b/z.txt", "a/x.rs", "c.rs"]);
-        assert_eq!(list(&["a/**/*.rs"]).unwrap(), ["a/b/y.rs", "a/x.rs"]);
+        assert_eq!(
+            list(&["a", "c.rs", "./c.rs"]).unwrap(),
+            ["a/b/y.rs", "a/b/z.txt", "a/target/t.rs", "a/x.rs", "c.rs"]
+        );
+        assert_eq!(list(&["**/*.rs"]).unwrap(), ["a/b/y.rs", "a/target/t.rs", "a/x.rs", "c.rs"]);
         assert_eq!(list(&["a/*.rs"]).unwrap(), ["a/x.rs"]);
         assert_eq!(list(&["a/*.py"]).unwrap_err(), "code: 'a/*.py': no such file in the repository");
         assert_eq!(list(&["../x"]).unwrap_err(), "code: '../x': leads out of the repository");

@@ -238,6 +238,7 @@ fn graph(global: &Global, targets: &[String], format: GraphFormat) -> Result<u8,
         GraphFormat::Dot => graph.dot(&pipeline, &stages),
         GraphFormat::Svg => graph.svg(&pipeline, &stages),
         GraphFormat::Mermaid => graph.mermaid(&pipeline, &stages),
+        GraphFormat::Json => graph.json(&pipeline, &stages),
     };
     print(&text);
     Ok(0)
@@ -248,13 +249,10 @@ fn validate(global: &Global) -> Result<u8, Error> {
     let (pipeline, _) = session::read(global, &root, &file)?;
     let mut problems = Vec::new();
     for (_, stage) in pipeline.iter() {
-        for source in stage.inputs.iter().flat_map(|(_, input)| input.sources()) {
-            if let crate::pipeline::Source::Repo(path) = source
-                && !root.join(path).exists()
-            {
-                problems.push(format!("{}: {}: ./{path}: no such file", stage.location, stage.name));
-            }
-        }
+        let missing = stage.named().filter(|(_, path)| !root.join(path).exists());
+        problems.extend(missing.map(|(field, path)| {
+            format!("{}: {}: {field}: ./{path}: no such file", stage.location, stage.name)
+        }));
         let what = format!("{}: {}: code", stage.kind.location, stage.name);
         if let Err(error) = crate::code::files(&root, &stage.kind.code, &what) {
             problems.push(error.text);

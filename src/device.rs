@@ -1,12 +1,15 @@
 //! GPUs: which there are, and shares of them held for as long as any process of a stage lives. Knows no stage.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// The variable that CUDA reads and that a stage with a GPU gets.
 pub const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+/// The folder of the locks, for tests that must not meet the runs of whoever starts them.
+const LOCKS: &str = "ITPIPE_GPU_LOCKS";
 /// Shares of a device that can be held apart.
 const SHARES: u32 = 8;
 
@@ -14,12 +17,10 @@ const SHARES: u32 = 8;
 /// one called 0, whether or not it is there: a stage that needs it says so better than we can.
 pub fn names() -> Vec<String> {
     if let Ok(list) = std::env::var(VISIBLE) {
-        let names: Vec<String> = list.split(',').map(str::trim).map(str::to_string).collect();
-        if names.iter().all(|name| !name.is_empty()) {
-            return names;
-        }
+        // As CUDA reads it: up to the first that is no name, so that an empty list hides all.
+        return list.split(',').map(|name| name.trim().to_string()).take_while(|n| !n.is_empty()).collect();
     }
-    let count = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |entries| entries.flatten().count());
+    let count = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, |entries| entries.flatten().count());
     (0..count.max(1)).map(|i| i.to_string()).collect()
 }
 
@@ -36,11 +37,10 @@ impl Devices {
     /// # Errors
     /// A lock file that cannot be opened.
     pub fn take(names: &[&str], amount: u32) -> io::Result<Option<Devices>> {
-        Devices::take_in(&folder(), names, amount)
+        Devices::take_in(&folder()?, names, amount)
     }
 
     fn take_in(folder: &Path, names: &[&str], amount: u32) -> io::Result<Option<Devices>> {
-        std::fs::create_dir_all(folder)?;
         let shares = (amount.min(1000) * SHARES).div_ceil(1000);
         let mut held = Vec::new();
         for name in names {
@@ -73,10 +73,23 @@ impl Devices {
     }
 }
 
-/// One folder for all runs of a user on this machine, whatever their stores: the devices are the machine's.
-fn folder() -> PathBuf {
+/// One folder for all runs of a user on this machine, whatever their stores and their `TMPDIR`: the devices are the
+/// machine's.
+fn folder() -> io::Result<PathBuf> {
     // SAFETY: a plain system call.
-    std::env::temp_dir().join(format!("itpipe-{}", unsafe { libc::geteuid() }))
+    let me = unsafe { libc::geteuid() };
+    let folder = std::env::var_os(LOCKS).map_or_else(|| format!("/tmp/itpipe-{me}").into(), PathBuf::from);
+    match DirBuilder::new().mode(0o700).create(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    // In /tmp anyone can make what has this name.
+    let meta = fs::symlink_metadata(&folder)?;
+    if !meta.is_dir() || meta.uid() != me || meta.mode() & 0o022 != 0 {
+        let what = "is no folder that belongs to you and that you alone write to\n  hint: remove it";
+        return Err(io::Error::other(format!("{}: {what}", folder.display())));
+    }
+    Ok(folder)
 }
 
 /// Locks one byte of the file for whoever has this very opening of it, children included. False: another has it.

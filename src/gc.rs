@@ -1,4 +1,4 @@
-//! What nothing needs any more: marks from the lock and from recent results, sweeps the rest. Knows no stage.
+//! What nothing needs any more: marks from the locks and from recent results, sweeps the rest. Knows no stage.
 
 use std::collections::HashSet;
 use std::fs;
@@ -23,7 +23,7 @@ pub enum GcError {
 /// What to keep, and whether to touch anything.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Results that are younger stay, whether the lock names them or not.
+    /// Results that are younger stay, whether a lock names them or not.
     pub keep: Duration,
     /// Only report.
     pub dry_run: bool,
@@ -84,17 +84,18 @@ impl Report {
     }
 }
 
-/// Keeps what the lock's results (of all profiles) and recent results need, and removes the rest. Refuses while a run
+/// Keeps what the locks' results (of all profiles) and recent results need, and removes the rest. Refuses while a run
 /// has the store open, unless it only reports.
-pub fn gc(store: &Store, results: &Results, lock: &Lock, options: Options) -> Result<Report, GcError> {
+pub fn gc(store: &Store, results: &Results, locks: &[Lock], options: Options) -> Result<Report, GcError> {
     let alone = if options.dry_run { None } else { Some(store.exclusive()?) };
     results.reload()?;
     let mut report = Report::default();
 
     let oldest = SystemTime::now().checked_sub(options.keep).unwrap_or(SystemTime::UNIX_EPOCH);
     let oldest_ms = oldest.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    let profiles = locks.iter().flat_map(|lock| lock.results.values());
     let locked: HashSet<(Digest, Digest)> =
-        lock.results.values().flat_map(|stages| stages.values()).map(|one| (one.key, one.tree)).collect();
+        profiles.flat_map(|stages| stages.values()).map(|one| (one.key, one.tree)).collect();
     let keep =
         |result: &ActionResult| result.started >= oldest_ms || locked.contains(&(result.key, result.tree));
 

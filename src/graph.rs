@@ -203,6 +203,19 @@ impl Graph {
         }
         out
     }
+
+    /// As one JSON document: every stage, those of a matrix one by one, after the stages that it needs.
+    pub fn json(&self, pipeline: &Pipeline, stages: &[StageId]) -> String {
+        let stage = |id: &StageId| {
+            let stage = pipeline.stage(*id);
+            let needs: Vec<&str> =
+                self.inputs_of(*id).iter().map(|id| pipeline.stage(*id).name.as_str()).collect();
+            serde_json::json!({ "stage": stage.name, "of": stage.base, "needs": needs })
+        };
+        let shown: HashSet<StageId> = stages.iter().copied().collect();
+        let all: Vec<_> = self.order().iter().filter(|id| shown.contains(id)).map(stage).collect();
+        format!("{:#}\n", serde_json::json!({ "profile": pipeline.profile, "stages": all }))
+    }
 }
 
 mod svg;

@@ -145,7 +145,12 @@ fn is_between(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
 }
 
-fn lock_path(work: &Path) -> PathBuf {
+/// Who has written down last that they hold the lease of this work folder.
+pub fn holder(work: &Path) -> Option<Holder> {
+    read(&mut File::open(lock_path(work)).ok()?)
+}
+
+pub(crate) fn lock_path(work: &Path) -> PathBuf {
     work.join("lock")
 }
 

@@ -33,6 +33,7 @@ pub mod run;
 pub mod sandbox;
 pub mod schedule;
 pub mod session;
+pub mod source;
 pub mod stat;
 pub mod stat_cache;
 pub mod stat_table;

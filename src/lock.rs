@@ -19,10 +19,15 @@ use crate::stat_table::replacement;
 /// The content of `pipeline.lock`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lock {
-    /// By a name that says what it is and from which place.
+    /// By [`place`].
     pub sources: BTreeMap<String, Source>,
     /// By profile, then by stage.
     pub results: BTreeMap<String, BTreeMap<String, Locked>>,
+}
+
+/// The name of a source's line: under another key it comes from another place, as in another profile.
+pub fn place(stage: &str, key: &Digest) -> String {
+    format!("{stage} {key}")
 }
 
 /// A stage's result.
@@ -39,7 +44,19 @@ pub struct Locked {
 pub struct Source {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub licence: Option<String>,
-    pub files: BTreeMap<String, SourceFile>,
+    pub files: Files,
+}
+
+/// Files by path.
+pub type Files = BTreeMap<String, SourceFile>;
+
+impl Source {
+    /// The first file that is another than the recorded one: its path, the recorded one and the other.
+    pub fn other<'f>(&'f self, files: &'f Files) -> Option<(&'f str, &'f SourceFile, &'f SourceFile)> {
+        let mut pairs =
+            files.iter().filter_map(|(path, file)| Some((path.as_str(), self.files.get(path)?, file)));
+        pairs.find(|(_, recorded, file)| recorded != file)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +83,8 @@ pub enum LockError {
 type Result<T> = std::result::Result<T, LockError>;
 
 const VERSION: u64 = 1;
+/// How every lock of ours begins, of whatever version; no other tool's `*.lock` does.
+const HEAD: &str = "{\"version\": ";
 
 /// What a run adds to the lock.
 #[derive(Clone, Debug, Default)]
@@ -103,6 +122,26 @@ impl Lock {
         }
     }
 
+    /// All locks in a folder: pipelines beside one another share a store.
+    ///
+    /// # Errors
+    /// One that cannot be read, so that nobody knows what it names.
+    pub fn all(folder: &Path) -> Result<Vec<Lock>> {
+        let io = |source| LockError::Io { path: folder.to_path_buf(), doing: "listing", source };
+        let ours = |path: &Path| {
+            let named = path.extension().is_some_and(|extension| extension == "lock") && path.is_file();
+            named && fs::read(path).is_ok_and(|bytes| bytes.starts_with(HEAD.as_bytes()))
+        };
+        let mut locks = Vec::new();
+        for entry in fs::read_dir(folder).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            if ours(&path) {
+                locks.push(Lock::load(&path)?);
+            }
+        }
+        Ok(locks)
+    }
+
     fn parse(path: &Path, text: &str) -> Result<Lock> {
         let malformed = |error: serde_json::Error| LockError::Malformed {
             path: path.to_path_buf(),
@@ -125,6 +164,11 @@ impl Lock {
     /// What a stage has in a profile.
     pub fn get(&self, profile: &str, stage: &str) -> Option<&Locked> {
         self.results.get(profile)?.get(stage)
+    }
+
+    /// What a source gave under this key, with the name of its line. An older lock knows the stage alone.
+    pub fn source(&self, stage: &str, key: &Digest) -> Option<(&String, &Source)> {
+        self.sources.get_key_value(&place(stage, key)).or_else(|| self.sources.get_key_value(stage))
     }
 
     /// Merges the update into the file, under a lock that other writers respect. `true` when it was written: a lock
@@ -164,11 +208,17 @@ impl Lock {
         if results.is_empty() {
             self.results.remove(update.profile);
         }
-        self.sources.extend(update.sources.clone());
+        for (place, source) in &update.sources {
+            // An older lock's line of the stage alone has said what it knew.
+            if let Some((stage, _)) = place.rsplit_once(' ') {
+                self.sources.remove(stage);
+            }
+            self.sources.insert(place.clone(), source.clone());
+        }
     }
 
     fn render(&self) -> io::Result<String> {
-        let mut out = format!("{{\"version\": {VERSION},\n\"sources\": {{");
+        let mut out = format!("{HEAD}{VERSION},\n\"sources\": {{");
         lines(&mut out, &self.sources)?;
         out.push_str("},\n\"results\": {");
         for (i, (profile, results)) in self.results.iter().enumerate() {

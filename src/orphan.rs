@@ -5,27 +5,40 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Ends every process that has the file open, but for this one. Returns how many there were.
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::lease;
+
+/// Ends what still runs of the job in this work folder, once its engine is gone. Returns how many processes there were.
 ///
-/// A process is told by its descriptor and not by a number that was written down: a leader may be gone while its
-/// children write on, and a number may be another's by now.
-pub fn end(lock: &Path) -> io::Result<usize> {
-    let lock = fs::metadata(lock)?;
-    let me = std::process::id();
+/// A process is told by its descriptor of the lock and by the job's environment, not by a number that was written down:
+/// a leader may be gone while its children write on, a number may be another's by now, and another run of itpipe that
+/// took the lock or only looks at it is no orphan.
+pub fn end(work: &Path) -> io::Result<usize> {
+    let lock = fs::metadata(lease::lock_path(work))?;
     let mut ended = 0;
     for process in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        if pid == me || pid <= 1 || !holds(&process.path(), &lock) {
+        let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        // Opened before the looks: the signal reaches the process that they are of, or none.
+        let Some(opened) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else { continue };
+        if !is_of(&process.path(), work) || !holds(&process.path(), &lock) {
             continue;
         }
-        // SAFETY: a plain system call.
-        if unsafe { libc::kill(pid as i32, libc::SIGKILL) } == 0 {
-            ended += 1;
+        // A run writes down that it holds the lease before it starts a stage: what was found is not that one's if the
+        // holder is still the one that is gone.
+        if !lease::holder(work).is_some_and(|holder| holder.is_orphan()) {
+            break;
         }
+        ended += usize::from(pidfd_send_signal(&opened, Signal::KILL).is_ok());
     }
     Ok(ended)
+}
+
+/// Whether the process has the environment of the job in this folder, by whatever path its engine knew the store.
+fn is_of(process: &Path, work: &Path) -> bool {
+    let tmp = Path::new(work.file_name().unwrap_or_default()).join("tmp");
+    let tmp = tmp.as_os_str().as_encoded_bytes();
+    fs::read(process.join("environ")).is_ok_and(|env| env.windows(tmp.len()).any(|part| part == tmp))
 }
 
 fn holds(process: &Path, lock: &fs::Metadata) -> bool {

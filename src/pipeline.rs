@@ -292,6 +292,26 @@ pub struct Stage {
     pub location: Location,
 }
 
+impl Stage {
+    /// The files and folders of the repository that it names itself, each with the field that does: its inputs, and word
+    /// 0 of what it runs.
+    pub fn named(&self) -> impl Iterator<Item = (String, &str)> {
+        let inputs = self.inputs.iter().flat_map(|(name, input)| {
+            input.sources().iter().filter_map(move |source| match source {
+                Source::Repo(path) => Some((format!("in.{name}"), path.as_str())),
+                _ => None,
+            })
+        });
+        let run = match &self.kind.command {
+            Command::Argv(words) => words.first(),
+            Command::Shell(_) => None,
+        };
+        let identity = self.kind.identity.as_ref().and_then(|words| words.first());
+        let scripts = [("run", run), ("identity", identity)].into_iter();
+        inputs.chain(scripts.filter_map(|(field, word)| Some((field.to_string(), word?.strip_prefix("./")?))))
+    }
+}
+
 /// One named input of a stage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Input {

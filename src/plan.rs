@@ -38,7 +38,7 @@ pub fn plan_with(session: &Session, keys: &Keys, stages: &[StageId]) -> Result<V
             Some(first) => Fate::After(first),
             None => match keys.key(id, &outputs, &keyed) {
                 Err(error) => Fate::Stuck(error.text),
-                Ok(key) => match why::look(session, &key.key) {
+                Ok(key) => match why::look_for(session, session.stage(id), &key.key, None) {
                     Found::Whole(output) => {
                         outputs[id.index()] = Some(output);
                         keyed[id.index()] = Some(Rc::new(key));

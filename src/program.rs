@@ -24,7 +24,7 @@ const VERSION: u32 = 1;
 const LONGEST_IDENTITY: usize = 256 << 10;
 
 /// A program that can be run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ready {
     /// The copy.
     pub path: PathBuf,

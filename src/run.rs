@@ -27,7 +27,7 @@ use crate::keys::{Keyed, Keys, Output};
 use crate::lease::{self, Acquired, Lease};
 use crate::licence;
 use crate::lock::{self, Locked};
-use crate::pipeline::{Input, Kind, Pipeline, Source, StageId};
+use crate::pipeline::{Kind, Pipeline, Source, Stage, StageId};
 use crate::progress;
 use crate::publish::{self, Ran, RunFile, Spent};
 use crate::rehearsal::{self, Verdict};
@@ -35,6 +35,7 @@ use crate::results::ActionResult;
 use crate::sandbox;
 use crate::schedule::{Entry, GPU, Schedule, State, Step, WHOLE};
 use crate::session::Session;
+use crate::source;
 use crate::watch;
 use crate::why::{self, Found};
 
@@ -99,9 +100,6 @@ fn run_session(global: &Global, args: &RunArgs, session: &Session, start: Instan
     let wanted = session.graph.upstream(&targets);
     let publishes = publishes(session, &wanted)?;
     check_inputs(session, &wanted)?;
-    if args.locked {
-        check_locked(session, &wanted)?;
-    }
     licence::demand(session, &wanted, &args.accept_licence)?;
     let mut views = progress::views(global.color, args.json, session.store.cache());
     let mut emit = |event: Event| views.iter_mut().for_each(|view| view.event(&event));
@@ -138,6 +136,7 @@ fn run_session(global: &Global, args: &RunArgs, session: &Session, start: Instan
         seen: completeness(session, &wanted),
         elsewhere: Vec::new(),
         without_gpu: BTreeSet::new(),
+        short: BTreeSet::new(),
         gpus: device::names(),
         views,
         publishes,
@@ -146,6 +145,7 @@ fn run_session(global: &Global, args: &RunArgs, session: &Session, start: Instan
         commit: None,
         checked: false,
         keep: wanted.iter().any(|id| reads_provenance(session, *id)),
+        locked: args.locked,
         stop: 0,
         signal: 0,
         fail_fast: args.fail_fast && !args.keep_going,
@@ -244,25 +244,18 @@ fn publishes(session: &Session, wanted: &[StageId]) -> Result<BTreeMap<StageId, 
     Ok(places.into_iter().map(|(place, id)| (id, place)).collect())
 }
 
-/// Finds every repository input that is missing before anything runs, and hashes the others on all cores.
+/// Finds every file of the repository that a stage names and that is missing before anything runs, and hashes the others
+/// on all cores.
 fn check_inputs(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
     let mut seen = BTreeMap::new();
     for id in wanted {
-        for (name, input) in &session.stage(*id).inputs {
-            for source in input.sources() {
-                if let Source::Repo(path) = source {
-                    seen.entry(path.as_str()).or_insert((
-                        *id,
-                        name.as_str(),
-                        matches!(input, Input::Many(_)),
-                    ));
-                }
-            }
+        for (field, path) in session.stage(*id).named() {
+            seen.entry(path).or_insert((*id, field));
         }
     }
     let found: Vec<String> = seen
         .par_iter()
-        .filter_map(|(path, (id, name, _))| {
+        .filter_map(|(path, (id, field))| {
             let full = session.root.join(path);
             let result = match std::fs::metadata(&full) {
                 Ok(meta) if meta.is_dir() => Ok(()),
@@ -273,7 +266,7 @@ fn check_inputs(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
             let stage = session.stage(*id);
             result
                 .err()
-                .map(|error| format!("{}: {}: in.{name}: ./{path}: {error}", stage.location, stage.name))
+                .map(|error| format!("{}: {}: {field}: ./{path}: {error}", stage.location, stage.name))
         })
         .collect();
     if found.is_empty() { Ok(()) } else { Err(Error::input(found.join("\n"))) }
@@ -281,13 +274,11 @@ fn check_inputs(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
 
 const SPECIAL: &str = "is neither a file nor a folder (a pipe, a socket or a device)";
 
-/// Refuses sources that are neither pinned nor recorded.
-fn check_locked(session: &Session, wanted: &[StageId]) -> Result<(), Error> {
-    let unknown = |id: &&StageId| {
-        let stage = session.stage(**id);
-        stage.kind.fixed && !action::is_pinned(stage) && !session.lock.sources.contains_key(&stage.name)
-    };
-    let Some(stage) = wanted.iter().find(unknown).map(|id| session.stage(*id)) else { return Ok(()) };
+/// Refuses a source that is neither pinned nor recorded.
+fn check_locked(session: &Session, stage: &Stage, key: &Digest) -> Result<(), Error> {
+    if !source::is_unpinned(stage) || session.lock.source(&stage.name, key).is_some() {
+        return Ok(());
+    }
     let lock = session.lock_name();
     Err(Error::input(format!(
         "{}: {}: --locked: neither the pipeline nor {lock} knows the bytes of this source\n  hint: run once without --locked, \
@@ -314,6 +305,8 @@ struct Run<'a> {
     elsewhere: Vec<usize>,
     /// Stages of which the user knows that they wait for a GPU.
     without_gpu: BTreeSet<usize>,
+    /// Kinds, by where they are declared, of which the user knows that they get less of a pool than they ask for.
+    short: BTreeSet<crate::pipeline::Location>,
     /// The names of the GPUs, by their place in the pool.
     gpus: Vec<String>,
     views: Vec<Box<dyn View>>,
@@ -325,6 +318,8 @@ struct Run<'a> {
     checked: bool,
     /// Whether the manifests of done stages are needed again, for a provenance.
     keep: bool,
+    /// Whether only bytes that the pipeline or its lock knows may come.
+    locked: bool,
     /// 0: go on; 1: stages were asked to stop; 2: stages were ended.
     stop: u8,
     signal: i32,
@@ -392,7 +387,14 @@ impl<'a> Run<'a> {
             Ok(keyed) => Rc::new(keyed),
             Err(error) => return self.fail(stage, error.text, Vec::new(), 0.0, false),
         };
-        self.keyed[stage] = Some(keyed.clone());
+        if self.locked
+            && let Err(error) = check_locked(self.session, self.session.stage(id), &keyed.key)
+        {
+            self.error = Some(error);
+            self.schedule.apply(stage, Step::Fail);
+            return;
+        }
+        self.keyed[stage] = Some(keyed);
         if !self.take(stage) {
             self.schedule.apply(stage, Step::Miss);
         }
@@ -403,7 +405,8 @@ impl<'a> Run<'a> {
         let Some(keyed) = self.keyed[stage].clone() else { return false };
         // Once a stage has run, time has passed: each tree is looked at when it is needed.
         let seen = if self.checked { None } else { Some(&self.seen) };
-        match why::look_with(self.session, &keyed.key, seen) {
+        let of = &self.session.pipeline.stages[stage];
+        match why::look_for(self.session, of, &keyed.key, seen) {
             Found::Whole(output) => self.outputs[stage] = Some(output),
             Found::Nothing => return false,
             Found::Broken(why) => {
@@ -422,6 +425,12 @@ impl<'a> Run<'a> {
     /// Whatever follows from a stage having its result.
     fn done(&mut self, stage: usize) {
         let id = StageId(stage as u32);
+        let of = self.session.stage(id);
+        if let Some(key) = self.outputs[stage].map(|output| output.key)
+            && let Some(came) = source::came(self.session, of, &key)
+        {
+            self.sources.insert(lock::place(&of.name, &key), came);
+        }
         if let Err(error) = self.publish(id) {
             self.error.get_or_insert(error);
         }
@@ -484,9 +493,31 @@ impl<'a> Run<'a> {
         self.schedule.apply(stage, Step::Start);
         self.controls.insert(stage, control.clone());
         self.emit(Event::Started { stage: of.name.clone(), key: keyed.key.to_string(), cause, resumed });
+        self.say_what_is_short(stage);
         let argv = self.keys.command(&of.kind);
         let keyed = AttemptKey::from(&*keyed);
         Some(Attempt { stage: of, keyed, argv, lease, devices, control, rehearse: false })
+    }
+
+    /// A kind that asks for more of a pool than there is runs with all of it, which the user is told once.
+    fn say_what_is_short(&mut self, stage: usize) {
+        let kind = &self.session.pipeline.stages[stage].kind;
+        if kind.resources.is_empty() || !self.short.insert(kind.location.clone()) {
+            return;
+        }
+        let pools = pools(&self.session.pipeline);
+        for (name, amount) in &kind.resources {
+            // What no one measured, a GPU's memory, has no end.
+            let Some(there) = pools.get(name.as_str()).map(|there| (*there).max(1)) else { continue };
+            if *amount > there.saturating_mul(WHOLE) {
+                let (name, asked) = (name, f64::from(*amount) / f64::from(WHOLE));
+                let text = format!(
+                    "{}: asks for {asked} of the pool {name}, which has {there}: it runs with all of it",
+                    self.name(stage)
+                );
+                self.emit(Event::Warning { text });
+            }
+        }
     }
 
     /// The lease of an action; none when another run holds it or has just made its result.
@@ -508,20 +539,18 @@ impl<'a> Run<'a> {
             }
             Acquired::HeldBy(holder) => {
                 let orphan = holder.as_ref().is_some_and(|holder| holder.is_orphan());
-                if orphan {
-                    let _ = crate::orphan::end(&work.join("lock"));
-                }
+                let ended = if orphan { crate::orphan::end(&work).unwrap_or(0) } else { 0 };
                 if self.schedule.state(stage) != State::Elsewhere {
                     self.schedule.apply(stage, Step::Held);
                     self.elsewhere.push(stage);
                     let pid = holder.map_or(0, |holder| holder.engine.pid as u32);
-                    if orphan {
+                    if ended > 0 {
                         let text = format!(
                             "{}: a process of a killed run was still at work and was ended",
                             self.name(stage)
                         );
                         self.emit(Event::Warning { text });
-                    } else if pid != std::process::id() {
+                    } else if !orphan && pid != std::process::id() {
                         // Held by ourselves: another stage of this run is the same action.
                         self.emit(Event::Elsewhere { stage: self.name(stage), pid });
                     }
@@ -633,7 +662,10 @@ impl<'a> Run<'a> {
         let keyed =
             self.keyed[stage].clone().ok_or_else(|| Error::environment("a stage without a key ended"))?;
         let of = &session.pipeline.stages[stage];
-        if let Some(before) = session.results.get(&keyed.key)
+        if source::is_unpinned(of) {
+            // What it may bring is for the lock to say: where that is newer than the store, so is what comes.
+            source::demand(session, of, &keyed.key, &made.files)?;
+        } else if let Some(before) = session.results.get(&keyed.key)
             && before.tree != made.tree
             && action::must_be_equal(of.kind.repeatable)
         {
@@ -643,21 +675,6 @@ impl<'a> Run<'a> {
                 before.tree.short(),
                 made.tree.short()
             )));
-        }
-        if of.kind.fixed
-            && !action::is_pinned(of)
-            && let Some(before) = session.lock.sources.get(&of.name)
-        {
-            let differs = |(path, sha256, size): &&(String, String, u64)| {
-                before.files.get(path).is_some_and(|file| file.sha256 != *sha256 || file.size != *size)
-            };
-            if let Some((path, sha256, _)) = made.files.iter().find(differs) {
-                let (recorded, lock) = (&before.files[path].sha256, session.lock_name());
-                return Err(Error::input(format!(
-                    "{path}: other bytes came than {lock} recorded\n  recorded sha256 {recorded}\n  found    sha256 {sha256}\n  \
-                     hint: the source has changed; if that is right, delete its line in {lock}"
-                )));
-            }
         }
         let manifest = session.store.put_manifest(&keyed.manifest.lines)?;
         let result = ActionResult {
@@ -676,17 +693,10 @@ impl<'a> Run<'a> {
             commit: self.commit.get_or_insert_with(|| commit(&session.root)).clone(),
             accepted: None,
             remote: None,
-            facts: self.facts(stage, made.seconds),
+            facts: self.facts(stage, made.seconds).into_iter().chain(source::fact(of, &made.files)).collect(),
         };
         session.results.record(&session.store, &result).map_err(Error::environment)?;
         self.outputs[stage] = Some(Output { key: keyed.key, tree: made.tree });
-        if of.kind.fixed && !action::is_pinned(of) {
-            let files = made.files.iter().map(|(path, sha256, size)| {
-                (path.clone(), lock::SourceFile { sha256: sha256.clone(), size: *size })
-            });
-            let source = lock::Source { licence: of.licence.clone(), files: files.collect() };
-            self.sources.insert(of.name.clone(), source);
-        }
         Ok(())
     }
 
@@ -844,15 +854,13 @@ pub(crate) fn bench<'b>(
     reach: &'b Reach,
     secrets: &'b [String],
 ) -> Bench<'b> {
-    // SAFETY: a plain system call.
-    let root = unsafe { libc::geteuid() } == 0;
     Bench {
         store: &session.store,
         stat: &session.stat,
         executor,
         reach,
-        // Root writes through read-only permissions, so without a sandbox each stage gets copies of its own.
-        link: if sandbox::available() || !root { Link::Auto } else { Link::Copy },
+        // Whoever owns a read-only file can make it writable, so without a sandbox each stage gets copies of its own.
+        link: if sandbox::available() { Link::Auto } else { Link::Copy },
         secrets,
         grace: GRACE,
     }
@@ -867,7 +875,8 @@ pub(crate) fn devices(
     let share = schedule.share(stage);
     let mut elsewhere = Vec::new();
     while let Some(places) = schedule.place(stage, &elsewhere) {
-        if places.is_empty() {
+        // Where none is to be seen, a stage that needs one says so best.
+        if places.is_empty() || gpus.is_empty() {
             return Ok(Some(Devices::default()));
         }
         let name = |place: &usize| gpus.get(*place).cloned().unwrap_or_else(|| place.to_string());

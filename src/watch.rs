@@ -11,7 +11,6 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::Global;
 use crate::error::Error;
-use crate::pipeline::Source;
 use crate::session;
 
 /// How often is looked, and for how long nothing may change before a run begins: an editor writes in steps.
@@ -28,14 +27,12 @@ pub fn look(global: &Global) -> Option<Sight> {
     if let Ok((pipeline, _)) = session::read(global, &root, &file) {
         let mut code: BTreeSet<&[String]> =
             pipeline.programs.values().map(|p| p.sources.as_slice()).collect();
+        let mut named = BTreeSet::new();
         for (_, stage) in pipeline.iter() {
             code.insert(&stage.kind.code);
-            for source in stage.inputs.iter().flat_map(|(_, input)| input.sources()) {
-                if let Source::Repo(path) = source {
-                    below(&root.join(path), &mut paths);
-                }
-            }
+            named.extend(stage.named().map(|(_, path)| path));
         }
+        named.into_iter().for_each(|path| below(&root.join(path), &mut paths));
         for patterns in code {
             let files = crate::code::files(&root, patterns, "").unwrap_or_default();
             paths.extend(files.iter().map(|path| root.join(path)));

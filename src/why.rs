@@ -7,7 +7,9 @@ use crate::action::{self, Change};
 use crate::cas::Complete;
 use crate::digest::Digest;
 use crate::keys::{Keyed, Output};
+use crate::pipeline::Stage;
 use crate::session::Session;
+use crate::source;
 
 /// Why a stage runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +84,20 @@ pub fn look_with(session: &Session, key: &Digest, seen: Option<&HashMap<Digest, 
             Found::Broken(format!("output '{path}' was damaged in the store"))
         }
         Err(error) => Found::Broken(error.to_string()),
+    }
+}
+
+/// Looks the key of a stage up: of a source only what the lock does not contradict is whole.
+pub fn look_for(
+    session: &Session,
+    stage: &Stage,
+    key: &Digest,
+    seen: Option<&HashMap<Digest, Complete>>,
+) -> Found {
+    let found = look_with(session, key, seen);
+    match source::refused(session, stage, key) {
+        Some(why) if matches!(found, Found::Whole(_)) => Found::Broken(why),
+        _ => found,
     }
 }
 

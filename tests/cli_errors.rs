@@ -135,7 +135,7 @@ fn a_missing_repository_file() {
 
 #[test]
 fn a_missing_program() {
-    let yaml = "stages:\n  a: { run: [no-such-program-at-all, x], publish: reports/a }\n  b: { shell: 'cp $in_a/x $out/x', in: { a: a } }\n  c: { run: [./no/script] }\n";
+    let yaml = "stages:\n  a: { run: [no-such-program-at-all, x], publish: reports/a }\n  b: { shell: 'cp $in_a/x $out/x', in: { a: a } }\n";
     let repo = Repo::new(&format!("{yaml}  good: {{ shell: 'echo 1 > $out/x' }}\n"));
     let out = repo.run();
     assert_eq!(out.code, 1, "{}", out.stderr);
@@ -145,9 +145,36 @@ fn a_missing_program() {
         out.stderr
     );
     assert!(out.stderr.contains("hint: a program that the pipeline builds stands under programs:"));
-    assert!(out.stderr.contains("c: run: no/script"), "{}", out.stderr);
     assert_eq!(out.ran(), ["good"], "what does not depend on a failure runs");
     nothing_recorded(&repo, "\"a\"");
+}
+
+#[test]
+fn a_missing_script_is_found_before_anything_runs() {
+    let yaml = "kinds: { k: { run: [./no/script, x], identity: [./id.sh] } }\n";
+    let repo = Repo::new(&format!("{yaml}{GOOD}  c: {{ kind: k }}\n"));
+    for command in ["run", "validate"] {
+        let out = repo.itpipe(&[command]).bad(2, "pipeline.yaml:5:3: c: run: ./no/script: ");
+        assert!(out.stderr.contains("c: identity: ./id.sh: ") && out.ran().is_empty(), "{}", out.stderr);
+    }
+    nothing_recorded(&repo, "data");
+    assert_eq!(repo.itpipe(&["run", "data"]).good().ran(), ["data"]);
+}
+
+#[test]
+fn a_word_that_no_key_can_cover() {
+    for (word, says) in [
+        (
+            "./../shared/mean.py",
+            "leads out with '..'\n  hint: write it relative to the root of the repository",
+        ),
+        ("./a//m.py", "has an empty part or a '.'"),
+        ("././m.py", "has an empty part or a '.'"),
+        ("./", "is the whole folder"),
+    ] {
+        let yaml = format!("stages:\n  data: {{ run: [cat, '{word}'] }}\n");
+        refused(&yaml, &[&format!("pipeline.yaml:3:22: stages.data.run[1]: the path '{word}' {says}")]);
+    }
 }
 
 #[test]

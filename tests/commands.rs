@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use support::{Repo, wait_until};
 
@@ -154,6 +155,19 @@ fn watch_runs_again_what_changed() {
     running.signal(libc::SIGINT);
     let out = running.wait();
     assert_eq!(out.code, 130, "{}", out.stderr);
+}
+
+#[test]
+fn watch_looks_at_the_script_that_a_stage_runs() {
+    let repo = Repo::new("stages: { a: { run: [./go.sh] } }\n");
+    repo.write("go.sh", "#!/bin/sh\necho one > out/x\n");
+    fs::set_permissions(repo.path("go.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    let running = repo.spawn(&["run", "--watch"]);
+    running.until_says("watching for a change");
+    repo.write("go.sh", "#!/bin/sh\necho two > out/x\n");
+    wait_until("the edit has run", || repo.output("a", "x") == "two\n");
+    running.signal(libc::SIGINT);
+    assert_eq!(running.wait().code, 130);
 }
 
 #[test]

@@ -99,6 +99,25 @@ stages:
 }
 
 #[test]
+fn who_holds_a_lock_that_still_names_a_dead_run_is_not_ended() {
+    let repo = Repo::new(
+        "stages:\n  a: { shell: '[ -e $scratch/s ] || {{ echo > $scratch/s; exit 1; }}; echo > $out/x' }\n  b: { shell: 'echo > $out/x' }\n",
+    );
+    repo.itpipe(&["run", "a"]).bad(1, "exit 1");
+    let lock = fs::File::options().read(true).write(true).open(work(&repo).join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    // Another run that has taken the lock and not yet written its name.
+    let mut other = Command::new("sleep").arg("60").stdin(lock).spawn().unwrap();
+    let running = repo.spawn(&["run"]);
+    running.until_says("done  b");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(alive(other.id() as i32), "it is no process of the dead run");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(running.wait().good().ran(), ["a", "b"]);
+}
+
+#[test]
 fn the_processes_of_a_killed_itpipe_die_with_it() {
     for script in
         ["echo $$ > $scratch/pid; exec sleep 60", "sh -c \"echo \\$\\$ > $scratch/pid; sleep 60\"; true"]
@@ -181,6 +200,18 @@ fn ctrl_c_twice_ends_a_stage_that_does_not_listen() {
     running.signal(libc::SIGTERM);
     let out = running.wait();
     assert_eq!(out.code, 143, "{}", out.stderr);
+    assert!(!alive(pid));
+}
+
+#[test]
+fn a_stage_that_prints_without_end_is_stopped_too() {
+    let repo = Repo::new("stages:\n  a: { timeout: 1, shell: 'exec yes' }\n");
+    repo.spawn(&["run"]).wait().bad(1, "ran longer than its timeout of 1 s");
+    let repo = Repo::new("stages:\n  a: { shell: 'echo $$ > $scratch/pid; exec yes' }\n");
+    let running = repo.spawn(&["run"]);
+    let pid: i32 = scratch(&repo, "pid").trim().parse().unwrap();
+    running.signal(libc::SIGINT);
+    assert_eq!(running.wait().code, 130);
     assert!(!alive(pid));
 }
 
@@ -272,6 +303,29 @@ fn code_that_changes_while_its_stage_runs_is_named() {
     assert_eq!(repo.run().good().ran(), ["a"]);
 }
 
+#[test]
+fn code_that_changes_while_a_run_looks_at_it_is_not_keyed_with_the_old_program() {
+    let repo = Repo::new(
+        "programs: { tool: { build: 'cp tool.sh tool; chmod +x tool', path: tool, sources: [tool.sh] } }\n\
+         stages: { a: { run: [tool], code: [lib, tool.sh] } }\n",
+    );
+    repo.write("tool.sh", "#!/bin/sh\necho one > out/x\n");
+    repo.write("lib/small", "");
+    repo.run().good();
+    // Read before tool.sh, for as long as the edit takes.
+    fs::File::create(repo.path("lib/large")).unwrap().set_len(512 << 20).unwrap();
+    let running = repo.spawn(&["run"]);
+    let pid = running.child.id() as i32;
+    wait_until("lib/large is read", || {
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        maps.contains("lib/large") || !alive(pid)
+    });
+    repo.write("tool.sh", "#!/bin/sh\necho two > out/x\n");
+    running.wait().good();
+    repo.run().good();
+    assert_eq!(repo.output("a", "x"), "two\n");
+}
+
 const CHAIN: &str = "stages:\n  a: { shell: 'echo aaa > $out/x; echo other > $out/y' }\n  b: { shell: 'cat $in_a/x > $out/x; echo b >> $out/x', in: { a: a } }\n";
 
 #[test]
@@ -336,6 +390,39 @@ fn gc_keeps_what_the_lock_names() {
     repo.run().good();
     assert!(repo.itpipe(&["cache", "gc"]).good().stdout.contains("keeps 2 results"));
     assert_eq!(repo.run().good().ran(), [""; 0]);
+}
+
+#[test]
+fn gc_keeps_what_the_lock_of_another_pipeline_names() {
+    let repo = Repo::new(CHAIN);
+    repo.write("x.yaml", "version: 1\nstages: { other: { shell: 'echo other pipeline > $out/x' } }\n");
+    // Not ours, whatever they hold.
+    repo.write("Cargo.lock", "version = 4\n");
+    repo.write("flake.lock", "{\n  \"nodes\": {},\n  \"version\": 7\n}\n");
+    let x = |args: &[&str]| repo.itpipe(&[&["--file", "x.yaml"][..], args].concat());
+    repo.run().good();
+    x(&["run"]).good();
+    // As if all of it had been made long ago.
+    let results = itpipe::results::Results::open(&repo.path("cache")).unwrap().every();
+    fs::remove_file(repo.path("cache/results/journal")).unwrap();
+    {
+        let store = itpipe::cas::Store::open(&repo.path("cache")).unwrap();
+        let journal = itpipe::results::Results::open(&repo.path("cache")).unwrap();
+        for result in results {
+            journal.record(&store, &itpipe::results::ActionResult { started: 0, ..result }).unwrap();
+        }
+    }
+    let lock = repo.read("x.lock");
+    repo.write("x.lock", format!("{}<<<<<<< ours\n", lock.split_inclusive('\n').next().unwrap()));
+    repo.itpipe(&["cache", "gc"]).bad(3, "x.lock:2:1: a merge conflict");
+    repo.write("x.lock", lock);
+    for run in [&repo.itpipe(&["cache", "gc"]), &x(&["cache", "gc"])] {
+        assert!(run.stdout.contains("keeps 3 results"), "{run:?}");
+    }
+    assert_eq!((repo.run().good().ran(), x(&["run"]).good().ran()), (vec![], vec![]));
+    fs::remove_file(repo.path("x.lock")).unwrap();
+    repo.itpipe(&["cache", "gc"]).good();
+    assert_eq!(x(&["run"]).good().ran(), ["other"], "what no lock names goes");
 }
 
 #[test]

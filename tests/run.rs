@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::{Duration, SystemTime};
 
 use support::Repo;
@@ -241,6 +241,28 @@ fn code_is_an_input_by_its_bytes() {
     assert_eq!(repo.run().good().ran(), ["a"], "the executable is part of the key");
     fs::remove_dir_all(repo.path("lib")).unwrap();
     repo.run().bad(2, "kinds.k.code: 'lib/*.sh': no such file in the repository");
+}
+
+#[test]
+fn code_leaves_out_what_is_made_and_no_folder_for_its_name() {
+    let repo = Repo::new(
+        "kinds: { k: { shell: 'echo > $out/x', code: [src, 'web/**/*.js'] } }\nstages: { a: { kind: k } }\n",
+    );
+    repo.write("src/main.rs", "mod target;");
+    repo.write("src/node_modules/own.js", "1");
+    repo.write("web/own.js", "1");
+    repo.write("web/package.json", "{}");
+    repo.run().good();
+    let runs = |path: &str| {
+        repo.write(path, format!("another {path}"));
+        !repo.run().good().ran().is_empty()
+    };
+    assert!(runs("src/target/mod.rs") && runs("src/node_modules/own.js"), "modules are code");
+    repo.write("src/built/CACHEDIR.TAG", "");
+    for made in ["src/built/x.rs", "src/__pycache__/x.pyc", "src/.git/index", "web/node_modules/x/x.js"] {
+        assert!(!runs(made), "{made}");
+    }
+    assert!(runs("src/main.rs"));
 }
 
 #[test]
@@ -482,7 +504,7 @@ fn a_stage_is_told_its_gpu_and_none_is_held_beyond_its_whole() {
     let repo = Repo::new(&yaml);
     let locks = tempfile::tempdir().unwrap();
     let gpus = |command: &mut std::process::Command| {
-        command.env("CUDA_VISIBLE_DEVICES", "5,GPU-7").env("TMPDIR", locks.path());
+        command.env("CUDA_VISIBLE_DEVICES", "5,GPU-7").env("ITPIPE_GPU_LOCKS", locks.path());
     };
     let out = repo.with(&["run"], gpus).good();
     assert_eq!(out.ran().len(), 6);
@@ -491,10 +513,40 @@ fn a_stage_is_told_its_gpu_and_none_is_held_beyond_its_whole() {
     halves.sort();
     assert_eq!(halves, ["5\n", "5\n", "GPU-7\n", "GPU-7\n"]);
     assert!(["5\n", "GPU-7\n"].contains(&repo.output("whole4", "x").as_str()));
+    let more = yaml.replace("gpu: 0.5, gpu-memory: 10", "gpu: 9, gpu-memory: 80");
+    repo.pipeline(&more.replace("params: {", "params: { again: 1,"));
+    let out = repo.with(&["run"], gpus).good();
+    let says = |what: &str| out.stderr.matches(what).count();
+    assert_eq!(
+        says("half0: asks for 9 of the pool gpu, which has 2: it runs with all of it"),
+        1,
+        "{}",
+        out.stderr
+    );
+    assert_eq!(says("half0: asks for 80 of the pool gpu-memory, which has 24: it runs with all of it"), 1);
+    assert_eq!(says("asks for"), 2, "once a kind");
     repo.pipeline(&yaml.replace("gpu: 0.5", "gpu: none"));
     repo.with(&["plan"], gpus).bad(2, "kinds.half.resources.gpu: expected a number, found the text 'none'");
     repo.pipeline(&yaml.replace("gpu: 0.5", "gpus: 1"));
     repo.with(&["plan"], gpus).bad(2, "there is no pool 'gpus'\n  hint: did you mean 'gpu'?");
+}
+
+#[test]
+fn an_empty_list_of_gpus_hides_them_all() {
+    let repo = Repo::new("stages:\n  a: { shell: 'echo \"[$CUDA_VISIBLE_DEVICES]\" > $out/x', pool: gpu }\n");
+    repo.with(&["run"], |c| _ = c.env("CUDA_VISIBLE_DEVICES", "")).good();
+    assert_eq!(repo.output("a", "x"), "[]\n");
+    let config = repo.with(&["config", "show"], |c| _ = c.env("CUDA_VISIBLE_DEVICES", "")).good().stdout;
+    assert!(config.lines().any(|line| line.split_whitespace().take(2).eq(["pools.gpu", "0"])), "{config}");
+}
+
+#[test]
+fn gpus_are_not_locked_where_others_may_write() {
+    let repo = Repo::new("stages: { a: { shell: 'echo > $out/x', pool: gpu } }\n");
+    repo.write("locks/x", "");
+    fs::set_permissions(repo.path("locks"), fs::Permissions::from_mode(0o777)).unwrap();
+    let out = repo.with(&["run"], |c| _ = c.env("ITPIPE_GPU_LOCKS", repo.path("locks")));
+    out.bad(1, "its GPU cannot be locked: ").bad(1, "is no folder that belongs to you");
 }
 
 #[test]
@@ -507,7 +559,7 @@ fn two_runs_share_the_gpus_and_a_killed_holder_frees_its_own() {
     let (one, two) = (Repo::new(&stage("long", "100")), Repo::new(&stage("short", "0")));
     let locks = tempfile::tempdir().unwrap();
     let gpu = |command: &mut std::process::Command| {
-        command.env("CUDA_VISIBLE_DEVICES", "0").env("TMPDIR", locks.path());
+        command.env("CUDA_VISIBLE_DEVICES", "0").env("ITPIPE_GPU_LOCKS", locks.path());
     };
     let first = one.spawn_with(&["run"], gpu);
     first.until_says("start  long");

@@ -87,7 +87,7 @@ fn recorded_bytes_are_demanded() {
         "free: --locked: neither the pipeline nor pipeline.lock knows the bytes of this source\n  hint: run once",
     );
     here(&repo, &["run", "free"]).good();
-    assert_eq!(repo.lock()["sources"]["free"]["licence"], "open");
+    assert_eq!(repo.recorded("free")[0]["licence"], "open");
     here(&repo, &["run", "free", "--locked"]).good();
     let out = here(&repo, &["data", "verify", "free"]).good();
     assert_eq!(out.stdout, "good     free: 1 files, 4 bytes\n");
@@ -96,6 +96,122 @@ fn recorded_bytes_are_demanded() {
     repo.write("a", "other\n");
     here(&repo, &["run", "free"]).bad(1, "x: other bytes came than pipeline.lock recorded");
     assert_eq!(here(&repo, &["data", "verify", "free"]).good().stdout, "absent   free\n");
+}
+
+#[test]
+fn an_unpinned_source_is_the_place_that_it_names() {
+    let source = |name: &str| {
+        format!(
+            "  {name}: {{ shell: 'cat \"$HERE/{name}\" > $out/x', fixed: true, env: [HERE], in: {{ list: ./list }}, \
+             files: {{ x: {{ sha256: null }} }} }}\n"
+        )
+    };
+    let yaml = format!("stages:\n{}{}", source("a"), source("b"));
+    let repo = Repo::new(&yaml);
+    for file in ["a", "b", "c", "list"] {
+        repo.write(file, file);
+    }
+    assert_eq!(here(&repo, &["run"]).good().ran(), ["a", "b"]);
+    assert_eq!((repo.output("a", "x"), repo.output("b", "x")), ("a".into(), "b".into()));
+    repo.pipeline(&yaml.replace("HERE/b", "HERE/c"));
+    assert_eq!(here(&repo, &["run"]).good().ran(), ["b"]);
+    assert_eq!(repo.output("b", "x"), "c");
+    repo.write("list", "longer");
+    assert_eq!(here(&repo, &["run"]).good().ran(), ["a", "b"]);
+    let there = tempfile::tempdir().unwrap();
+    std::fs::write(there.path().join("a"), "moved").unwrap();
+    repo.with(&["run", "a"], |command| _ = command.env("HERE", there.path())).good();
+    assert_eq!(repo.output("a", "x"), "moved");
+}
+
+#[test]
+fn what_the_store_has_is_held_to_the_lock_and_fills_it() {
+    let repo = two();
+    here(&repo, &["run", "free"]).good();
+    let lock = repo.read("pipeline.lock");
+    let without: String = lock.split_inclusive('\n').filter(|line| !line.starts_with("  \"free ")).collect();
+    assert_ne!(without, lock);
+    repo.write("pipeline.lock", without);
+    here(&repo, &["run", "free", "--locked"]).bad(2, "free: --locked: neither");
+    assert_eq!(here(&repo, &["run", "free"]).good().ran(), [""; 0]);
+    assert_eq!(repo.read("pipeline.lock"), lock);
+    here(&repo, &["run", "free", "--locked"]).good();
+    // Someone else's lock has other bytes: they are fetched, and nothing else is served.
+    let (one, eno) = (
+        "2c8b08da5ce60398e1f19af0e5dccc744df274b826abe585eaba68c525434806",
+        "0408b6cd993ec832ed7ad1fb3c87d23929d457903d3ec1fea0727e65a983f341",
+    );
+    let theirs = lock.replace(one, eno);
+    assert_ne!(theirs, lock);
+    repo.write("pipeline.lock", &theirs);
+    let plan = here(&repo, &["plan", "free"]).good().stdout;
+    assert!(plan.contains("x: pipeline.lock recorded other bytes than the store has"), "{plan}");
+    let says = format!(
+        "x: other bytes came than pipeline.lock recorded\n  recorded sha256 {eno}\n  found    sha256 {one}\n"
+    );
+    here(&repo, &["run", "free", "--locked"]).bad(1, &says);
+    assert_eq!(repo.read("pipeline.lock"), theirs);
+    repo.write("a", "eno\n");
+    assert_eq!(here(&repo, &["run", "free", "--locked"]).good().ran(), ["free"]);
+    assert_eq!(repo.output("free", "x"), "eno\n");
+    assert_eq!(here(&repo, &["run", "free", "--locked"]).good().ran(), [""; 0]);
+}
+
+#[test]
+fn each_profile_has_a_source_from_its_own_place() {
+    let repo = Repo::new(
+        r#"
+vars: { from: a }
+profiles: { smoke: { vars: { from: b } } }
+kinds: { fetch: { shell: 'cat "$HERE/$param_from" > $out/x', env: [HERE], fixed: true } }
+stages: { data: { kind: fetch, params: { from: "{vars.from}" }, files: { x: { sha256: null } } } }
+"#,
+    );
+    for file in ["a", "b", "c"] {
+        repo.write(file, file);
+    }
+    let smoke = ["run", "--locked", "--profile", "smoke"];
+    here(&repo, &["run", "--profile", "smoke"]).good();
+    here(&repo, &["run", "--locked"]).bad(2, "data: --locked: neither");
+    here(&repo, &["run"]).good();
+    here(&repo, &["run", "-S", "from=c"]).good();
+    assert_eq!(repo.recorded("data").len(), 2);
+    std::fs::remove_dir_all(repo.path("cache")).unwrap();
+    here(&repo, &["run", "--locked"]).good();
+    here(&repo, &smoke).good();
+    // A lock of before names the stage alone: it is held to, and then replaced.
+    let mut lock = repo.lock();
+    let key = lock["results"]["paper"]["data"]["key"].as_str().unwrap().to_string();
+    let line = format!("data {key}");
+    lock["sources"] = serde_json::json!({ "data": lock["sources"][&line] });
+    std::fs::remove_dir_all(repo.path("cache")).unwrap();
+    repo.write("pipeline.lock", lock.to_string());
+    repo.write("a", "other");
+    here(&repo, &["run", "--locked"]).bad(1, "delete its line 'data' in pipeline.lock");
+    repo.write("a", "a");
+    here(&repo, &["run", "--locked"]).good();
+    assert_eq!(repo.lock()["sources"].as_object().unwrap().keys().collect::<Vec<_>>(), [&line]);
+}
+
+#[test]
+fn nothing_is_accepted_that_a_source_does_not_promise() {
+    let with = |sha256: &str| {
+        format!(
+            "stages: {{ data: {{ shell: 'echo abc > $out/x', fixed: true, files: {{ x: {{ sha256: {sha256} }} }} }} }}\n"
+        )
+    };
+    let repo = Repo::new(&with("null"));
+    repo.run().good();
+    let accept = ["accept", "data", "--reason", "it is the same"];
+    repo.pipeline(&with(&"f".repeat(64)));
+    let says =
+        "pipeline.yaml:2:11: data: x: the earlier result is not what is promised\n  hint: itpipe run 'data'";
+    repo.itpipe(&accept).bad(2, says);
+    repo.run().bad(1, "promised was ffff");
+    // What came may be pinned without another download.
+    repo.pipeline(&with("edeaaff3f1774ad2888673770c6d64097e391bc362d7d6fb34982ddf0efd18cb"));
+    repo.itpipe(&accept).good();
+    assert_eq!(repo.run().good().ran(), [""; 0]);
 }
 
 #[test]

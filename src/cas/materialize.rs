@@ -18,7 +18,7 @@ use crate::walk;
 /// How files are put in place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
-    /// Reflink, else a read-only hard link, else a copy. Not for root without a sandbox, who ignores read-only.
+    /// Reflink, else a read-only hard link, else a copy. Not without a sandbox: an owner can undo read-only.
     Auto,
     /// A copy of its own (a reflink where the file system can).
     Copy,

@@ -10,6 +10,7 @@ use super::print;
 use crate::action::is_pinned;
 use crate::cas::Store;
 use crate::cli::{Global, RunArgs};
+use crate::digest::Digest;
 use crate::error::Error;
 use crate::keys::{Keys, Output};
 use crate::licence;
@@ -28,10 +29,11 @@ fn sources(session: &Session, targets: &[String]) -> Result<Vec<StageId>, Error>
     Ok(chosen.into_iter().filter(|id| is_source(id)).collect())
 }
 
-/// What the store has of a source.
-fn found(session: &Session, keys: &Keys<'_>, id: StageId) -> Result<Found, Error> {
+/// The key of a source, and what the store has of it.
+fn found(session: &Session, keys: &Keys<'_>, id: StageId) -> Result<(Digest, Found), Error> {
     let n = session.pipeline.stages.len();
-    Ok(why::look(session, &keys.key(id, &vec![None; n], &vec![None; n])?.key))
+    let key = keys.key(id, &vec![None; n], &vec![None; n])?.key;
+    Ok((key, why::look(session, &key)))
 }
 
 /// One line a source: whether it is here, whether all of it is pinned, files, bytes, licence.
@@ -48,7 +50,8 @@ pub fn list(global: &Global) -> Result<u8, Error> {
             size += promise.size.unwrap_or(0);
             unknown |= promise.size.is_none();
         }
-        let here = match found(&session, &keys, id)? {
+        let (key, found) = found(&session, &keys, id)?;
+        let here = match found {
             Found::Whole(output) => {
                 (size, unknown) = (tree_size(&session.store, &output)?, false);
                 "yes"
@@ -56,7 +59,7 @@ pub fn list(global: &Global) -> Result<u8, Error> {
             Found::Broken(_) => "damaged",
             Found::Nothing => "no",
         };
-        let recorded = session.lock.sources.contains_key(&stage.name);
+        let recorded = session.lock.source(&stage.name, &key).is_some();
         let pinned = if is_pinned(stage) {
             "yes"
         } else if recorded {
@@ -94,7 +97,8 @@ pub fn verify(global: &Global, targets: &[String]) -> Result<u8, Error> {
     for id in sources {
         let stage = session.stage(id);
         let name = &stage.name;
-        let output = match found(&session, &keys, id)? {
+        let (key, found) = found(&session, &keys, id)?;
+        let output = match found {
             Found::Whole(output) => output,
             Found::Nothing => {
                 let _ = writeln!(out, "absent   {name}");
@@ -107,7 +111,7 @@ pub fn verify(global: &Global, targets: &[String]) -> Result<u8, Error> {
             }
         };
         let Some(tree) = session.store.tree(&output.tree)? else { continue };
-        let locked = session.lock.sources.get(name);
+        let locked = session.lock.source(name, &key).map(|(_, source)| source);
         let mut good = true;
         for (path, blob, size, _) in tree.files() {
             let sha256 = sha256(&session.store, &blob)?;
@@ -172,7 +176,7 @@ fn tree_size(store: &Store, output: &Output) -> Result<u64, Error> {
     Ok(store.tree(&output.tree)?.map_or(0, |tree| tree.size()))
 }
 
-fn sha256(store: &Store, blob: &crate::digest::Digest) -> Result<String, Error> {
+fn sha256(store: &Store, blob: &Digest) -> Result<String, Error> {
     let path = store.blob_path(blob);
     let read = || -> std::io::Result<String> {
         let (mut file, mut hasher, mut buffer) = (File::open(&path)?, Sha256::new(), vec![0; 1 << 18]);

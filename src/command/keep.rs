@@ -18,12 +18,14 @@ use crate::gc;
 use crate::job::Reach;
 use crate::keys::{Keyed, Keys, Output};
 use crate::lease::{self, Acquired};
+use crate::lock::Lock;
 use crate::pipeline::{Kind, StageId};
 use crate::results::{Accepted, ActionResult};
 use crate::run::attempt::{Attempt, AttemptKey, Bench, Outcome};
 use crate::sandbox;
 use crate::schedule::{GPU, WHOLE};
 use crate::session::Session;
+use crate::source;
 
 /// The key of a stage, all of whose upstream has results.
 fn keyed(session: &Session, keys: &Keys<'_>, id: StageId) -> Result<Keyed, Error> {
@@ -65,6 +67,9 @@ pub fn accept(global: &Global, stage: &str, reason: &str) -> Result<u8, Error> {
     let old = inspect::result(&session, &session.pipeline.profile, &name)?;
     if !session.store.complete(&old.tree) {
         return Err(Error::environment(format!("{name}: the earlier output is not whole in the store")));
+    }
+    if session.stage(id).kind.fixed {
+        source::demand_promises(session.stage(id), &old)?;
     }
     let before = session.store.manifest(&old.manifest).unwrap_or_default();
     let mut out = format!("{name}: key {} now has the result of {}\n", keyed.key.short(), old.key.short());
@@ -109,8 +114,6 @@ pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Res
     let keys = built(&session, &session.graph.upstream(&stages), global)?;
     session.store.check_writable(32 << 20)?;
     let confined = sandbox::available();
-    // SAFETY: a plain system call.
-    let root = unsafe { libc::geteuid() } == 0;
     let reach = Reach { root: session.root.clone(), mirror: crate::run::mirror(mirror)?, offline: false };
     let secrets = action::secrets();
     let bench = Bench {
@@ -118,7 +121,7 @@ pub fn verify(global: &Global, targets: &[String], mirror: Option<&Path>) -> Res
         stat: &session.stat,
         executor: &Local::new(confined),
         reach: &reach,
-        link: if confined || !root { Link::Auto } else { Link::Copy },
+        link: if confined { Link::Auto } else { Link::Copy },
         secrets: &secrets,
         grace: Duration::from_secs(10),
     };
@@ -226,8 +229,10 @@ pub fn verify_store(global: &Global) -> Result<u8, Error> {
 pub fn gc(global: &Global, dry_run: bool) -> Result<u8, Error> {
     let session = Session::open(global)?;
     let options = gc::Options { dry_run, ..gc::Options::default() };
-    let report =
-        gc::gc(&session.store, &session.results, &session.lock, options).map_err(Error::environment)?;
+    let mut locks = Lock::all(&session.root).map_err(Error::environment)?;
+    // Ours too where someone has written it in another way.
+    locks.push(session.lock.clone());
+    let report = gc::gc(&session.store, &session.results, &locks, options).map_err(Error::environment)?;
     let mut out = format!("keeps {} results and {} blobs\n", report.kept_results, report.kept_blobs);
     let verb = if dry_run { "would delete" } else { "deleted" };
     for (what, swept) in report.rows() {

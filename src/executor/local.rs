@@ -17,6 +17,8 @@ use crate::sandbox::{self, Sandbox};
 const TAIL: usize = 20;
 /// A line longer than this is written in pieces.
 const LONGEST_LINE: usize = 64 << 10;
+/// Reads in a row before the job is attended to again: one that prints faster than we read must still be stopped.
+const READS: usize = 16;
 /// How long the pipe may stay open after the group is gone before we stop listening.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -249,10 +251,10 @@ impl Log {
         Ok(Log { file, line: Vec::new(), secrets, tail: VecDeque::new(), broken: false })
     }
 
-    /// Takes what the pipe has; false once it is closed.
+    /// Takes what the pipe has, or a good part of it; false once it is closed.
     fn read(&mut self, pipe: &mut File, update: &mut dyn FnMut(Update)) -> bool {
         let mut buffer = [0u8; 16 << 10];
-        loop {
+        for _ in 0..READS {
             match pipe.read(&mut buffer) {
                 Ok(0) => return false,
                 Ok(n) => self.take(&buffer[..n], update),
@@ -261,6 +263,7 @@ impl Log {
                 Err(_) => return false,
             }
         }
+        true
     }
 
     fn take(&mut self, bytes: &[u8], update: &mut dyn FnMut(Update)) {

@@ -75,6 +75,13 @@ fn drawings_show_a_base_once() {
     let dot = graph.dot(&pipeline, &report);
     assert!(dot.contains("\"train\" [label=\"train (4)\"];") && dot.contains("\"a\" -> \"train\";"), "{dot}");
     assert!(!dot.contains("report"), "{dot}");
+    let json: serde_json::Value = serde_json::from_str(&graph.json(&pipeline, &report)).unwrap();
+    for (i, id) in graph.order().iter().filter(|id| report.contains(id)).enumerate() {
+        let needs: Vec<&str> =
+            graph.inputs_of(*id).iter().map(|id| pipeline.stage(*id).name.as_str()).collect();
+        assert_eq!(json["stages"][i]["stage"], pipeline.stage(*id).name);
+        assert_eq!(json["stages"][i]["needs"], serde_json::json!(needs));
+    }
     let mermaid = graph.mermaid(&pipeline, &report);
     assert!(mermaid.starts_with("flowchart LR\n  s0[\"a\"]\n") && mermaid.contains("s0 --> s2"), "{mermaid}");
 }

@@ -129,7 +129,7 @@ pub fn kind(
             let path = path.key("run");
             let node = evaluate(node, scope, &path, sink);
             fields::words(&node, &path, sink)
-                .filter(|words| program_word(words, &node, known, &path, sink))
+                .filter(|words| check_words(words, &node, known, &path, sink))
                 .map(Command::Argv)
         }
         (None, _, Some(node)) => shell(node, false, scope, &path.key("shell"), sink).map(Command::Shell),
@@ -141,12 +141,13 @@ pub fn kind(
     };
     let identity = field("identity", sink).map(|node| {
         let path = path.key("identity");
-        fields::words(&node, &path, sink).filter(|words| program_word(words, &node, known, &path, sink))
+        fields::words(&node, &path, sink).filter(|words| check_words(words, &node, known, &path, sink))
     });
     let code = field("code", sink).map(|node| fields::texts(&node, &path.key("code"), sink, fields::glob));
     let mut code = code.flatten().unwrap_or_default();
     if let Some(Command::Argv(words)) = &command {
-        // A file of the repository that is handed to a program is code like any other: [python3, ./mean.py].
+        // A file of the repository that is handed to a program is code like any other: [python3, ./mean.py]. All are
+        // paths in it: a command with another was refused.
         let files = words[1..].iter().filter(|word| word.starts_with("./"));
         let files: Vec<String> = files.filter_map(|word| fields::inner_path(word).ok()).collect();
         code.extend(files.into_iter().filter(|file| !code.contains(file)).collect::<Vec<_>>());
@@ -269,26 +270,36 @@ fn check_pool(pool: &str, at: At, known: &Known, path: &Path, sink: &mut Sink) {
     sink.report(at, path, Problem::hinted(format!("there is no pool '{}'", Shown(pool)), hint));
 }
 
-/// Word 0 is a program of the pipeline, a name to be found on PATH, or `./path` in the repository.
-fn program_word(words: &[String], node: &Node, known: &Known, path: &Path, sink: &mut Sink) -> bool {
-    let word = &words[0];
-    if known.programs.contains_key(word) || !word.contains(['/', '\\']) {
-        return true;
+/// Every word that begins with `./` is a path in the repository: it is read from there, so it must be one that a key
+/// covers.
+fn check_words(words: &[String], node: &Node, known: &Known, path: &Path, sink: &mut Sink) -> bool {
+    let before = sink.count();
+    for (i, word) in words.iter().enumerate() {
+        let problem = match word.strip_prefix("./") {
+            Some(_) => fields::inner_path(word).err(),
+            None if i == 0 => not_a_program(word, known),
+            None => None,
+        };
+        let at = match &node.data {
+            Data::List(list) => list[i].at,
+            _ => node.at,
+        };
+        if let Some(problem) = problem {
+            sink.report(at, &path.index(i), problem);
+        }
     }
-    let problem = match word.strip_prefix("./") {
-        Some(_) => fields::inner_path(word).err(),
-        None => fields::inner_path(word).err().or_else(|| {
-            let message = format!("'{}' is neither a program nor a name on PATH", Shown(word));
-            Some(Problem::hinted(message, format!("write './{}' for a file of the repository", Shown(word))))
-        }),
-    };
-    let at = match &node.data {
-        Data::List(list) => list[0].at,
-        _ => node.at,
-    };
-    let Some(problem) = problem else { return true };
-    sink.report(at, &path.index(0), problem);
-    false
+    sink.count() == before
+}
+
+/// What is wrong with a word 0 that is neither a program of the pipeline nor a name to be found on PATH.
+fn not_a_program(word: &str, known: &Known) -> Option<Problem> {
+    if known.programs.contains_key(word) || !word.contains(['/', '\\']) {
+        return None;
+    }
+    fields::inner_path(word).err().or_else(|| {
+        let message = format!("'{}' is neither a program nor a name on PATH", Shown(word));
+        Some(Problem::hinted(message, format!("write './{}' for a file of the repository", Shown(word))))
+    })
 }
 
 /// A line of shell. What an expression brings into it must be plain words: anything else could end up unquoted.

@@ -18,6 +18,7 @@ use crate::executor::{Control, End, Executor, Job, Update};
 use crate::job::{self, Folder, How, JobError, Reach};
 use crate::keys::Keyed;
 use crate::lease::Lease;
+use crate::lock::{Files, SourceFile};
 use crate::pipeline::{Promise, Stage};
 use crate::publish::RUN_FILE;
 use crate::stat_cache::StatCache;
@@ -88,8 +89,8 @@ pub enum Outcome {
 pub struct Made {
     pub tree: Digest,
     pub log: Option<Digest>,
-    /// For an unpinned source: what came.
-    pub files: Vec<(String, String, u64)>,
+    /// For a source: what came.
+    pub files: Files,
     /// When the command was started, in milliseconds since 1970.
     pub started: u64,
     pub seconds: f64,
@@ -258,7 +259,7 @@ impl Attempt<'_> {
         }
         let files = match self.stage.kind.fixed && !self.rehearse {
             true => promised(&out, self.stage).map_err(|error| fail(error, false))?,
-            false => Vec::new(),
+            false => Files::new(),
         };
         if !action::is_pinned(self.stage) {
             let told = job
@@ -354,10 +355,10 @@ fn signal_name(signal: i32) -> String {
 }
 
 /// Checks a source's output: exactly the promised files, each with its size and SHA-256. Returns what came.
-fn promised(out: &std::path::Path, stage: &Stage) -> Result<Vec<(String, String, u64)>, String> {
+fn promised(out: &std::path::Path, stage: &Stage) -> Result<Files, String> {
     let none = std::collections::BTreeMap::new();
     let promises: &std::collections::BTreeMap<String, Promise> = stage.files.as_ref().unwrap_or(&none);
-    let mut found = Vec::new();
+    let mut found = Files::new();
     for entry in walkdir::WalkDir::new(out).sort_by_file_name() {
         let entry = entry.map_err(|e| e.to_string())?;
         if entry.file_type().is_dir() {
@@ -383,9 +384,9 @@ fn promised(out: &std::path::Path, stage: &Stage) -> Result<Vec<(String, String,
         if let Some(wanted) = promise.sha256.as_ref().filter(|wanted| **wanted != sha) {
             return Err(format!("{relative}: sha256 {sha}, promised was {wanted}"));
         }
-        found.push((relative, sha, size));
+        found.insert(relative, SourceFile { sha256: sha, size });
     }
-    if let Some(missing) = promises.keys().find(|path| !found.iter().any(|(found, _, _)| found == *path)) {
+    if let Some(missing) = promises.keys().find(|path| !found.contains_key(*path)) {
         return Err(format!("{missing}: was promised and did not come"));
     }
     Ok(found)

@@ -47,6 +47,8 @@ fn what_the_lock_or_a_recent_result_needs_stays_and_the_rest_goes() {
     let mut lock = Lock::default();
     let entry = Locked { key: locked.key, tree: locked.tree };
     lock.results.entry("paper".into()).or_default().insert("s".into(), entry);
+    // Another pipeline's lock, which names nothing of this, takes nothing away.
+    let locks = [Lock::default(), lock];
 
     let stray = store.put_bytes(b"a killed run's blob").unwrap();
     let held_work = store.work(&Digest::of(b"held"));
@@ -70,7 +72,7 @@ fn what_the_lock_or_a_recent_result_needs_stays_and_the_rest_goes() {
     }
 
     let before = walkdir::WalkDir::new(&cache).into_iter().count();
-    let dry = gc(store, &results, &lock, Options::default()).unwrap();
+    let dry = gc(store, &results, &locks, Options::default()).unwrap();
     assert_eq!(walkdir::WalkDir::new(&cache).into_iter().count(), before, "a report removes nothing");
     let counts: Vec<_> = dry.rows().iter().map(|(what, swept)| (*what, swept.count)).collect();
     let expected = [
@@ -87,12 +89,12 @@ fn what_the_lock_or_a_recent_result_needs_stays_and_the_rest_goes() {
     assert!(dry.bytes() > 12);
 
     let other = place.again();
-    let refused = gc(store, &results, &lock, Options { dry_run: false, ..Options::default() });
+    let refused = gc(store, &results, &locks, Options { dry_run: false, ..Options::default() });
     assert!(matches!(refused, Err(GcError::Store(StoreError::InUse { .. }))));
     drop(other);
-    let done = gc(store, &results, &lock, Options { dry_run: false, ..Options::default() }).unwrap();
+    let done = gc(store, &results, &locks, Options { dry_run: false, ..Options::default() }).unwrap();
     assert_eq!(done, dry, "what it said is what it did");
-    let again = gc(store, &results, &lock, Options::default()).unwrap();
+    let again = gc(store, &results, &locks, Options::default()).unwrap();
     assert_eq!((again.bytes(), again.kept_results, again.kept_blobs), (0, 2, 9));
 
     for one in [&locked, &recent] {

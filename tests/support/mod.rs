@@ -1,11 +1,13 @@
 //! A repository in a temporary folder and the real binary in it.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use tempfile::NamedTempFile;
 
 /// A repository with a pipeline.
 pub struct Repo {
@@ -57,8 +59,8 @@ impl Out {
 /// A command that runs.
 pub struct Running {
     pub child: Child,
-    stderr: PathBuf,
-    stdout: PathBuf,
+    stderr: NamedTempFile,
+    stdout: NamedTempFile,
 }
 
 impl Running {
@@ -76,14 +78,14 @@ impl Running {
             }
             if Instant::now() > end {
                 let _ = self.child.kill();
-                panic!("still running: {}", fs::read_to_string(&self.stderr).unwrap_or_default());
+                panic!("still running: {}", fs::read_to_string(self.stderr.path()).unwrap_or_default());
             }
             std::thread::sleep(Duration::from_millis(5));
         };
         Out {
             code: code(status),
-            stdout: fs::read_to_string(&self.stdout).unwrap(),
-            stderr: fs::read_to_string(&self.stderr).unwrap(),
+            stdout: fs::read_to_string(self.stdout.path()).unwrap(),
+            stderr: fs::read_to_string(self.stderr.path()).unwrap(),
         }
     }
 
@@ -91,7 +93,7 @@ impl Running {
     #[track_caller]
     pub fn until_says(&self, text: &str) {
         wait_until(&format!("stderr says '{text}'"), || {
-            fs::read_to_string(&self.stderr).unwrap_or_default().contains(text)
+            fs::read_to_string(self.stderr.path()).unwrap_or_default().contains(text)
         });
     }
 }
@@ -220,15 +222,11 @@ impl Repo {
 
     /// The same with a change to the command.
     pub fn spawn_with(&self, args: &[&str], change: impl FnOnce(&mut Command)) -> Running {
-        let file = |name: &str| {
-            let path =
-                tempfile::Builder::new().prefix(name).tempfile().unwrap().into_temp_path().keep().unwrap();
-            (File::create(&path).unwrap(), path)
-        };
-        let ((out, stdout), (err, stderr)) = (file("stdout"), file("stderr"));
+        let (stdout, stderr) = (NamedTempFile::new().unwrap(), NamedTempFile::new().unwrap());
         let mut command = self.command(args);
         change(&mut command);
-        let child = command.stdout(out).stderr(err).spawn().unwrap();
+        let child =
+            command.stdout(stdout.reopen().unwrap()).stderr(stderr.reopen().unwrap()).spawn().unwrap();
         Running { child, stderr, stdout }
     }
 
@@ -248,6 +246,14 @@ impl Repo {
     /// The lock file, parsed.
     pub fn lock(&self) -> serde_json::Value {
         serde_json::from_str(&self.read("pipeline.lock")).unwrap()
+    }
+
+    /// What the lock says of a source, from each of its places.
+    pub fn recorded(&self, stage: &str) -> Vec<serde_json::Value> {
+        let lock = self.lock();
+        let lines = lock["sources"].as_object().unwrap().iter();
+        let of = |line: &str| line.rsplit_once(' ').is_some_and(|(name, _)| name == stage);
+        lines.filter(|(line, _)| of(line)).map(|(_, source)| source.clone()).collect()
     }
 
     /// All blobs of the store.
