@@ -135,6 +135,11 @@ pub fn run(job: Job) -> Result<()> {
         }
         Ok(summary)
     };
+    let measure_all = |method: &Method| -> Result<Measured> {
+        let validation = indices.validation.as_slice();
+        let validation = if validation.is_empty() { None } else { Some(measure(method, validation)?) };
+        Ok((measure(method, &indices.train)?, validation))
+    };
 
     let path = checkpoint::path(job.scratch());
     let mut state = State::new(fingerprint(&params, &examples, &indices, pretrained)?, counts.group.len());
@@ -189,12 +194,13 @@ pub fn run(job: Job) -> Result<()> {
             let due = params.metrics_every > 0 && done.is_multiple_of(params.metrics_every);
             measured = None;
             if due || done == params.epochs {
-                let validation = if indices.validation.is_empty() {
-                    None
-                } else {
-                    Some(measure(now, &indices.validation)?)
-                };
-                measured = Some((measure(now, &indices.train)?, validation));
+                measured = Some(match measure_all(now) {
+                    Err(stop) if stop.is::<Checkpointed>() => {
+                        state.save(&path, &model, &optimizer, now, &best_weights)?;
+                        return Err(stop);
+                    }
+                    other => other?,
+                });
             }
             let line = Epoch {
                 epoch: done,
@@ -226,6 +232,10 @@ pub fn run(job: Job) -> Result<()> {
 
     let method = methods.of(&params, state.epoch.saturating_sub(1));
     let mut selected = state.epoch;
+    if state.best.is_some() && measured.is_some() {
+        // The weights are about to be replaced: whoever stops us from here on goes on from here.
+        state.save(&path, &model, &optimizer, method, &best_weights)?;
+    }
     if let Some(best) = state.best {
         selected = best.epoch;
         for ((_, var), (_, value)) in model.parameters().iter().chain(model.buffers()).zip(&best_weights) {
@@ -235,11 +245,7 @@ pub fn run(job: Job) -> Result<()> {
     }
     let (train, validation) = match measured {
         Some(measured) => measured,
-        None => {
-            let validation = indices.validation.as_slice();
-            let validation = if validation.is_empty() { None } else { Some(measure(method, validation)?) };
-            (measure(method, &indices.train)?, validation)
-        }
+        None => measure_all(method)?,
     };
     if let Some(rehearsal) = rehearsal {
         let mut saved = State::new(state.fingerprint.clone(), counts.group.len());
@@ -316,6 +322,8 @@ fn gradients(
 }
 
 /// The figures of the given rows, in eval mode.
+///
+/// Errors: `Checkpointed` after SIGTERM; the checkpoint is the caller's to write.
 fn measure(
     model: &Model,
     method: &Method,
@@ -326,6 +334,9 @@ fn measure(
 ) -> Result<Scores> {
     let mut scores = Scores::new(classes * examples.meta().n_attributes as usize);
     for rows in rows.chunks(inputs.at_once()) {
+        if job::stop_requested() {
+            return Err(Checkpointed.into());
+        }
         let logits = model.forward(&inputs.tensor(examples, rows)?, false)?.detach();
         let labels: Vec<u32> = rows.iter().map(|&row| examples.labels()[row as usize]).collect();
         let groups: Vec<u32> = rows.iter().map(|&row| examples.group(row as usize)).collect();

@@ -50,6 +50,24 @@ fn same_bits_resampled_adamw_in_parts() {
 }
 
 #[test]
+fn stops_while_it_measures_and_goes_on() {
+    let bench = Bench::new(1500, 300);
+    // One step, after which nothing but the measurement looks whether it is to stop.
+    let changes = json!({"checkpoint_every": 0, "epochs": 1, "warmup": null, "batch": 3600, "select": "best-validation-worst", "metrics_every": 1});
+    let params = with(params(), changes);
+    succeeded(&bench.train("whole", &params, 2));
+    let folder = bench.job("stopped", &params, 2);
+    let mut child = start(&folder);
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let kill = format!("kill -TERM {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(75), "after {line}");
+    succeeded(&start(&folder).wait_with_output().unwrap());
+    assert!(output(&folder) == output(&bench.path("whole")));
+}
+
+#[test]
 fn stops_on_request_and_goes_on() {
     let bench = Bench::new(40, 8);
     // Long and quick: a linear model.

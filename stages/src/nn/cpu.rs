@@ -28,11 +28,13 @@ impl Isa {
         }
     }
 
-    /// Whether this processor has it.
+    /// Whether this processor has it. The feature `emulate-avx512` computes AVX-512's kernels with AVX2.
     pub fn available(self) -> bool {
         match self {
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(feature = "emulate-avx512")))]
             Isa::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(all(target_arch = "x86_64", feature = "emulate-avx512"))]
+            Isa::Avx512 => Isa::Avx2.available(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(not(target_arch = "x86_64"))]

@@ -33,8 +33,8 @@ pub trait Vector: Copy {
     unsafe fn where_positive(self, of: Self) -> Self;
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
+#[cfg(all(target_arch = "x86_64", not(feature = "emulate-avx512")))]
+mod avx512 {
     use super::Vector;
     use std::arch::x86_64::*;
 
@@ -84,6 +84,65 @@ mod x86 {
             }
         }
     }
+}
+
+/// AVX-512's kernels, block by block and lane by lane, on a processor that has AVX2 alone: for tests.
+#[cfg(all(target_arch = "x86_64", feature = "emulate-avx512"))]
+mod avx512 {
+    use super::{Avx2, Vector};
+
+    #[derive(Clone, Copy)]
+    pub struct Avx512(Avx2, Avx2);
+
+    impl Vector for Avx512 {
+        const LANES: usize = 16;
+        const TALL: usize = 14;
+        #[inline(always)]
+        unsafe fn splat(value: f32) -> Self {
+            unsafe { Avx512(Avx2::splat(value), Avx2::splat(value)) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            unsafe { Avx512(Avx2::load(from), Avx2::load(from.add(Avx2::LANES))) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe {
+                self.0.store(to);
+                self.1.store(to.add(Avx2::LANES));
+            }
+        }
+        #[inline(always)]
+        unsafe fn add(self, other: Self) -> Self {
+            unsafe { Avx512(self.0.add(other.0), self.1.add(other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn sub(self, other: Self) -> Self {
+            unsafe { Avx512(self.0.sub(other.0), self.1.sub(other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            unsafe { Avx512(self.0.mul(other.0), self.1.mul(other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn max(self, other: Self) -> Self {
+            unsafe { Avx512(self.0.max(other.0), self.1.max(other.1)) }
+        }
+        #[inline(always)]
+        unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+            unsafe { Avx512(self.0.mul_add(a.0, b.0), self.1.mul_add(a.1, b.1)) }
+        }
+        #[inline(always)]
+        unsafe fn where_positive(self, of: Self) -> Self {
+            unsafe { Avx512(self.0.where_positive(of.0), self.1.where_positive(of.1)) }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::Vector;
+    use std::arch::x86_64::*;
 
     #[derive(Clone, Copy)]
     pub struct Avx2(__m256);
@@ -131,7 +190,7 @@ mod x86 {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub use {avx2::Avx2, avx512::Avx512};
 
 /// Plain Rust: what the compiler makes of it for the baseline of the target.
 #[derive(Clone, Copy)]
@@ -200,7 +259,8 @@ macro_rules! kernel {
         $(#[$doc])*
         pub unsafe fn $name(isa: $crate::nn::cpu::Isa, args: $args) {
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f")]
+            #[cfg_attr(not(feature = "emulate-avx512"), target_feature(enable = "avx512f"))]
+            #[cfg_attr(feature = "emulate-avx512", target_feature(enable = "avx2,fma"))]
             unsafe fn avx512(args: $args) {
                 unsafe { $generic::<$crate::nn::simd::Avx512>(args) }
             }

@@ -198,8 +198,10 @@ macro_rules! entry {
         }
     };
 }
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(feature = "emulate-avx512")))]
 entry!(avx512, Avx512, "avx512f");
+#[cfg(all(target_arch = "x86_64", feature = "emulate-avx512"))]
+entry!(avx512, Avx512, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 entry!(avx2, Avx2, "avx2,fma");
 entry!(portable, Portable);
