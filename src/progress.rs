@@ -160,7 +160,9 @@ fn summary_line(summary: &Summary) -> String {
         parts.push("no stages".into());
     }
     let compared = match summary.estimated > 0.0 {
-        true => format!("; {} of stages, {} estimated", seconds(summary.spent), seconds(summary.estimated)),
+        true => {
+            format!("; what was estimated at {} took {}", seconds(summary.estimated), seconds(summary.spent))
+        }
         false => String::new(),
     };
     format!("{} in {}{compared}", parts.join(", "), seconds(summary.seconds))

@@ -219,7 +219,7 @@ fn the_measured_step_makes_the_estimate_and_the_report_compares() {
         "{}",
         out.stderr
     );
-    assert!(out.stderr.contains("of stages, 40 h 00 min estimated\n"), "{}", out.stderr);
+    assert!(out.stderr.contains("; what was estimated at 40 h 00 min took "), "{}", out.stderr);
     let run_json: serde_json::Value = serde_json::from_str(&repo.read("page/run.json")).unwrap();
     let cost = &run_json["cost"];
     assert!(
